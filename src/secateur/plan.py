@@ -1,0 +1,89 @@
+"""The immutable, readable record of what is kept, and why."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from .errors import PlanMismatch
+from .tree import Keep
+
+Kept = dict[str, tuple[Tensor | None, ...]]  # parameter or buffer -> kept indices of every dimension; None: all of them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is kept of a model, in terms of units and in terms of tensors; enough to mask or shrink it without tracing it again.
+
+    structure: "channels" or "weights".
+    keep: group -> one bool per unit (for "weights", parameter -> a mask of its shape).
+    kept: parameter or buffer -> sorted kept indices of each dimension, None where all are kept ({} for "weights").
+    sizes: "module.attribute" -> the value it gets in the smaller model.
+    shapes: parameter or buffer -> its shape in the model the plan was made for.
+    digest: of that model's names, shapes and values.
+    cost: "units", "parameters", "macs", "bytes" -> (before, after), as far as known.
+    made: how it was made: criterion, contexts, local, amount, of, scope, threshold, seed, ... (JSON values).
+    approximate, frozen: group -> why.
+    """
+
+    structure: str
+    keep: Keep
+    kept: Kept
+    sizes: dict[str, int | tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]]
+    digest: str
+    cost: dict[str, tuple[float, float]]
+    made: dict[str, object] = field(default_factory=dict)
+    approximate: dict[str, str] = field(default_factory=dict)
+    frozen: dict[str, str] = field(default_factory=dict)
+
+    def removed(self) -> dict[str, tuple[int, int]]:
+        """Group -> (units removed, units in all)."""
+        return {name: (int((~mask).sum()), mask.numel()) for name, mask in self.keep.items()}
+
+    def explain(self) -> str:
+        """The plan in words: a line per group."""
+        lines = [f"{self.structure}: " + ", ".join(f"{what} {before:,.0f} -> {after:,.0f}" for what, (before, after) in self.cost.items())]
+        for name, (gone, size) in self.removed().items():
+            note = f"  (approximate: {self.approximate[name]})" if name in self.approximate else ""
+            lines.append(f"  {name}: {size - gone} of {size} kept{note}")
+        lines += [f"  {name}: whole, {why}" for name, why in self.frozen.items()]
+        return "\n".join(lines)
+
+    def note(self, **made: object) -> Plan:
+        """The same plan with more said of how it was made."""
+        return replace(self, made={**self.made, **made})
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters and buffers, tied ones once."""
+    return {name: tuple(value.shape) for name, value in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        if value.device.type != "meta":
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def check_fits(shapes: Mapping[str, tuple[int, ...]], model: nn.Module) -> None:
+    """Raises PlanMismatch, naming the first difference, unless `model` has exactly these parameters and buffers."""
+    now = shapes_of(model)
+    for name, shape in shapes.items():
+        if name not in now:
+            raise PlanMismatch(f"The plan was made for a model with {name}, but this one has none. Build the same architecture, or make a new plan.")
+        if now[name] != tuple(shape):
+            raise PlanMismatch(
+                f"The plan was made for a model whose {name} is {tuple(shape)}, but this one's is {now[name]}. Build the same architecture, or make a new plan."
+            )
+    for name in now:
+        if name not in shapes:
+            raise PlanMismatch(f"This model has {name}, which the plan does not know. Build the same architecture, or make a new plan.")

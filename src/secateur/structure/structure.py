@@ -1,0 +1,74 @@
+"""What a structure is: which units a model has, and the pair of maps between its parameters and its units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..tree import Keep, Scores, Tree
+
+
+@dataclass(frozen=True)
+class Group:
+    """The units along one coupled dimension.
+
+    shape: of the group's scores: (units,) for channels, the parameter's own shape for connections.
+    members: (parameter or buffer, dimension) pairs that are cut together.
+    through: the operators that couple them, with their place in the user's code.
+    approximate: why removing a unit is not quite the same as zeroing it (a statistic runs over the dimension), or "".
+    frozen: why no unit of it may be removed, or "".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str = "channel"
+    members: tuple[tuple[str, int], ...] = ()
+    through: tuple[str, ...] = ()
+    approximate: str = ""
+    frozen: str = ""
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class Structure(Protocol):
+    """A pair of maps, one the derivative of the other, and what is needed to count.
+
+    kind: "weights" or "channels".
+    groups: the groups whose units may be removed, by name.
+    frozen: the groups that may not, with the reason.
+    numel, itemsize: elements and bytes per element of every parameter, so that a plan can be counted.
+    uses: multiply-accumulates per element and sample (float) of the parameters that multiply something; empty where no example was given.
+    """
+
+    kind: str
+    groups: dict[str, Group]
+    frozen: dict[str, Group]
+    numel: dict[str, int]
+    itemsize: dict[str, int]
+    uses: dict[str, float]
+
+    def expand(self, keep: Mapping[str, Tensor]) -> Tree:
+        """Kept units -> parameter masks: for each connection, the product over the units it lies in. `keep` may be real-valued."""
+
+    def reduce(self, values: Mapping[str, Tensor]) -> Scores:
+        """A parameter-shaped quantity summed over each unit: d<values, expand(k)>/dk at k = 1."""
+
+    def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
+        """Kept elements of every parameter."""
+
+    def kept(self, keep: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | None, ...]]:
+        """Kept indices of every dimension of every parameter and buffer that changes; None for a dimension that does not."""
+
+    def sizes(self, keep: Mapping[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
+        """New values of the attributes ("module.attribute") that the Python code of the model keeps sizes in."""
+
+
+def all_kept(structure: Structure) -> Keep:
+    return {name: torch.ones(group.shape, dtype=torch.bool) for name, group in structure.groups.items()}

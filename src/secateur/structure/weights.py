@@ -1,0 +1,59 @@
+"""The structure in which every connection is a unit of its own: both maps are the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NothingToPrune
+from ..tree import Scores, Tree
+from .structure import Group
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Units are the elements of the weight tensors: every parameter with two dimensions or more. Biases and norms are left alone."""
+
+    groups: dict[str, Group]
+    numel: dict[str, int]
+    itemsize: dict[str, int]
+    uses: dict[str, float]
+    like: Tree = field(repr=False)  # meta tensors, for the masks of what is left alone
+    frozen: dict[str, Group] = field(default_factory=dict)
+    kind: str = "weights"
+
+    def expand(self, keep: Mapping[str, Tensor]) -> Tree:
+        return {name: keep[name] if name in keep else torch.ones(value.shape, dtype=torch.bool) for name, value in self.like.items()}
+
+    def reduce(self, values: Mapping[str, Tensor]) -> Scores:
+        return {name: values[name] for name in self.groups}
+
+    def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
+        return {name: int(keep[name].sum()) if name in keep else number for name, number in self.numel.items()}
+
+    def kept(self, keep: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | None, ...]]:
+        return {}
+
+    def sizes(self, keep: Mapping[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
+        return {}
+
+
+def weights(model: nn.Module, example: object = None) -> Weights:
+    """Each connection of `model` as a unit. With an example of its inputs, MACs can be counted, too.
+
+    Raises NothingToPrune where no parameter has two dimensions.
+    """
+    named = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
+    groups = {name: Group(name, tuple(value.shape), "connection", ((name, 0),)) for name, value in named.items() if value.dim() >= 2}
+    if not groups:
+        raise NothingToPrune("The model has no weight tensor of two dimensions or more, so no connection can be removed. Give a model with weights.")
+    return Weights(
+        groups,
+        numel={name: value.numel() for name, value in named.items()},
+        itemsize={name: value.element_size() for name, value in named.items()},
+        uses={},
+        like={name: torch.empty_like(value, device="meta") for name, value in named.items()},
+    )

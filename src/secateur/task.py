@@ -1,0 +1,144 @@
+"""A model, the data it is measured on and the loss: what a sensitivity is a sensitivity *of*."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .errors import BadInput, BadLoss
+from .tree import Tree
+
+Inputs: TypeAlias = "Tensor | tuple[object, ...] | list[object] | dict[str, object]"
+Loss = Callable[[object, object], Tensor]  # loss(outputs, targets) -> one number, or one per sample
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model on data under a loss. Nothing in it changes the model: not its weights, mode, gradients or buffers.
+
+    data: re-iterable batches, each `(inputs, targets)`, or a dict that is both the model's keyword arguments and the loss's targets.
+    loss: `loss(outputs, targets)`, one number or one per sample (then the mean is taken).
+    seed: what chance a criterion needs starts here.
+    """
+
+    model: nn.Module
+    data: Iterable[object]
+    loss: Loss
+    seed: int = 0
+
+    def parameters(self) -> Tree:
+        """The model's floating-point parameters, detached, each once however often it is tied."""
+        return {name: value.detach() for name, value in self.model.named_parameters() if value.is_floating_point()}
+
+    def batches(self) -> Iterator[tuple[object, object]]:
+        """(inputs, targets) on the model's device. Raises BadInput where there is no data."""
+        device = device_of(self.model)
+        batch = None
+        for batch in self.data:
+            yield split_batch(to(batch, device))
+        if batch is None:
+            raise BadInput("The data has no batch: nothing can be measured on it. Give at least one batch of (inputs, targets).")
+
+    def losses(self) -> Iterator[tuple[Tensor, Tree]]:
+        """Per batch, the loss with its graph and the leaves it was computed from (the parameters, sharing their storage)."""
+        for number, (inputs, targets) in enumerate(self.batches()):
+            leaves = {name: value.requires_grad_() for name, value in self.parameters().items()}
+            with torch.enable_grad(), evaluating(self.model):
+                outputs = torch.func.functional_call(self.model, leaves, *arguments(inputs))
+                loss = number_of(self.loss, outputs, targets, number)
+            yield loss, leaves
+
+    def gradients(self) -> Iterator[Tree]:
+        """Per batch, dL/dw of its mean loss; zero for a parameter that the loss does not depend on."""
+        for loss, leaves in self.losses():
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            yield dict(zip(leaves, gradients))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((value.device for value in model.parameters()), torch.device("cpu"))
+
+
+def to(value: object, device: torch.device) -> object:
+    """Tensors moved, the containers around them rebuilt."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: to(item, device) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [to(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def split_batch(batch: object) -> tuple[object, object]:
+    """(inputs, targets) of a batch; a dict is both."""
+    if isinstance(batch, dict):
+        return batch, batch
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise BadInput(f"A batch must be (inputs, targets) or a dict, but this one is {describe(batch)}. Make the data yield pairs.")
+
+
+def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
+    """(args, kwargs) of the model's call: a tensor is the only argument, a tuple or list the arguments, a dict the keyword arguments."""
+    if isinstance(inputs, dict):
+        return (), inputs
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def call(model: nn.Module, inputs: object) -> object:
+    args, kwargs = arguments(inputs)
+    return model(*args, **kwargs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, each module back in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def number_of(loss: Loss, outputs: object, targets: object, batch: int) -> Tensor:
+    """The loss as one finite, differentiable number. Raises BadInput or BadLoss, naming the batch."""
+    try:
+        value = loss(outputs, targets)
+    except (IndexError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"In batch {batch} the loss could not be computed from outputs {describe(outputs)} and targets {describe(targets)}: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Make the labels and the loss fit the model's outputs."
+        ) from error
+    if not isinstance(value, Tensor):
+        raise BadLoss(f"In batch {batch} the loss is {describe(value)}, not a tensor. Return a differentiable torch tensor.")
+    value = value.mean() if value.dim() else value
+    if not torch.isfinite(value):
+        raise BadLoss(f"In batch {batch} the loss is {value.item()}. Look at the inputs and targets of that batch, and at the weights.")
+    if not value.requires_grad:
+        raise BadLoss(f"In batch {batch} the loss does not depend on the weights by a derivative. Use a differentiable loss (no argmax, no .detach()).")
+    return value
+
+
+def describe(value: object) -> str:
+    """A few words for an error message: type, shape, range."""
+    if isinstance(value, Tensor):
+        integers = not value.is_floating_point() and not value.is_complex() and value.numel() and value.dtype != torch.bool
+        span = f" in {value.min().item()}..{value.max().item()}" if integers else ""
+        return f"of shape {tuple(value.shape)}{span}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in list(value.items())[:4]) + "}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"of type {type(value).__name__}"
