@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
 from .errors import PlanMismatch
+from .structure.structure import shapes_of
 from .tree import Keep
 
 Kept = dict[str, tuple[Tensor | None, ...]]  # parameter or buffer -> kept indices of every dimension; None: all of them
@@ -59,30 +58,18 @@ class Plan:
         return replace(self, made={**self.made, **made})
 
 
-def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters and buffers, tied ones once."""
-    return {name: tuple(value.shape) for name, value in [*model.named_parameters(), *model.named_buffers()]}
-
-
-def digest_of(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and values of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        if value.device.type != "meta":
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b"")
-    return digest.hexdigest()
-
-
 def check_fits(shapes: Mapping[str, tuple[int, ...]], model: nn.Module) -> None:
     """Raises PlanMismatch, naming the first difference, unless `model` has exactly these parameters and buffers."""
     now = shapes_of(model)
     for name, shape in shapes.items():
         if name not in now:
-            raise PlanMismatch(f"The plan was made for a model with {name}, but this one has none. Build the same architecture, or make a new plan.")
+            raise PlanMismatch(
+                f"The plan was made for a model with {name}, but this one has none. Build the same architecture, or make a new plan."
+            )
         if now[name] != tuple(shape):
             raise PlanMismatch(
-                f"The plan was made for a model whose {name} is {tuple(shape)}, but this one's is {now[name]}. Build the same architecture, or make a new plan."
+                f"The plan was made for a model whose {name} is {tuple(shape)}, but this one's is {now[name]}. "
+                "Build the same architecture, or make a new plan."
             )
     for name in now:
         if name not in shapes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import BadInput, BadLoss
 from .tree import Tree
@@ -42,43 +43,71 @@ class Task:
         for batch in self.data:
             yield split_batch(to(batch, device))
         if batch is None:
-            raise BadInput("The data has no batch: nothing can be measured on it. Give at least one batch of (inputs, targets).")
+            raise BadInput(
+                "The data has no batch (an iterator that was used up has none, either): nothing can be measured on it. "
+                "Give a list, a data set's loader or another re-iterable of at least one (inputs, targets)."
+            )
 
-    def losses(self) -> Iterator[tuple[Tensor, Tree]]:
-        """Per batch, the loss with its graph and the leaves it was computed from (the parameters, sharing their storage)."""
+    def losses(self, twice: bool = False) -> Iterator[tuple[Tensor, Tree]]:
+        """Per batch, the loss with its graph and the leaves it was computed from (the parameters, sharing their storage).
+
+        twice: only use kernels that can be differentiated a second time.
+        """
         for number, (inputs, targets) in enumerate(self.batches()):
-            leaves = {name: value.requires_grad_() for name, value in self.parameters().items()}
-            with torch.enable_grad(), evaluating(self.model):
-                outputs = torch.func.functional_call(self.model, leaves, *arguments(inputs))
-                loss = number_of(self.loss, outputs, targets, number)
-            yield loss, leaves
+            yield self.loss_on(inputs, targets, number, twice)
+
+    def loss_on(self, inputs: object, targets: object, batch: int = 0, twice: bool = False) -> tuple[Tensor, Tree]:
+        """The loss of one batch, and the leaves of its graph. Raises BadInput or BadLoss, naming the batch."""
+        leaves = {name: value.requires_grad_() for name, value in self.parameters().items()}
+        state = {**leaves, **{name: value.clone() for name, value in self.model.named_buffers()}}  # some modules count in evaluation, too
+        with torch.enable_grad(), evaluating(self.model), differentiable(self.model, twice):
+            try:
+                outputs = torch.func.functional_call(self.model, state, *arguments(inputs))
+            except torch.OutOfMemoryError:
+                raise
+            except (IndexError, ValueError, RuntimeError, TypeError) as error:
+                raise BadInput(
+                    f"In batch {batch} the model could not run on inputs {describe(inputs)}: {first_line(error)}. "
+                    "Make the data fit the model."
+                ) from error
+            return number_of(self.loss, outputs, targets, batch), leaves
 
     def gradients(self) -> Iterator[Tree]:
-        """Per batch, dL/dw of its mean loss; zero for a parameter that the loss does not depend on."""
+        """Per batch, dL/dw of its mean loss, dense and in float32 at least; zero for a parameter that the loss does not depend on."""
         for loss, leaves in self.losses():
             gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            yield dict(zip(leaves, gradients))
+            yield {name: plain(gradient) for name, gradient in zip(leaves, gradients)}
+
+
+def plain(value: Tensor) -> Tensor:
+    """Dense, and in float32 at least: squares of half-precision gradients would underflow."""
+    value = value.detach()
+    return (value.to_dense() if value.is_sparse else value).to(torch.promote_types(value.dtype, torch.float32))
 
 
 def device_of(model: nn.Module) -> torch.device:
     return next((value.device for value in model.parameters()), torch.device("cpu"))
 
 
+def each(function: Callable[[object], object], value: object) -> object:
+    """`function` on every leaf of nested dicts, tuples and lists, the containers around them rebuilt."""
+    if isinstance(value, Mapping):
+        return {key: each(function, item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [each(function, item) for item in value]
+        make: Callable[..., object] = type(value)
+        return make(*items) if hasattr(value, "_fields") else make(items)
+    return function(value)
+
+
 def to(value: object, device: torch.device) -> object:
     """Tensors moved, the containers around them rebuilt."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: to(item, device) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [to(item, device) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+    return each(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, value)
 
 
 def split_batch(batch: object) -> tuple[object, object]:
     """(inputs, targets) of a batch; a dict is both."""
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return batch, batch
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
@@ -87,8 +116,8 @@ def split_batch(batch: object) -> tuple[object, object]:
 
 def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
     """(args, kwargs) of the model's call: a tensor is the only argument, a tuple or list the arguments, a dict the keyword arguments."""
-    if isinstance(inputs, dict):
-        return (), inputs
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
     if isinstance(inputs, (tuple, list)):
         return tuple(inputs), {}
     return (inputs,), {}
@@ -112,14 +141,42 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def differentiable(model: nn.Module, twice: bool) -> Iterator[None]:
+    """Only kernels with the derivatives that are needed.
+
+    cuDNN's recurrent kernels have none in evaluation mode; oneDNN's have one but no second, and neither has fused attention.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    with cudnn.flags(enabled=False) if recurrent and device_of(model).type == "cuda" else nullcontext():
+        with mkldnn.flags(enabled=False) if recurrent and twice else nullcontext():
+            with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
+                yield
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Chance that starts at `seed`, and the caller's random state as it was afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach devices that are not restored
+        for each_device in devices:
+            with torch.cuda.device(each_device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def number_of(loss: Loss, outputs: object, targets: object, batch: int) -> Tensor:
     """The loss as one finite, differentiable number. Raises BadInput or BadLoss, naming the batch."""
     try:
         value = loss(outputs, targets)
+    except torch.OutOfMemoryError:
+        raise
     except (IndexError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise BadInput(
             f"In batch {batch} the loss could not be computed from outputs {describe(outputs)} and targets {describe(targets)}: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Make the labels and the loss fit the model's outputs."
+            f"{first_line(error)}. Make the labels and the loss fit the model's outputs."
         ) from error
     if not isinstance(value, Tensor):
         raise BadLoss(f"In batch {batch} the loss is {describe(value)}, not a tensor. Return a differentiable torch tensor.")
@@ -127,8 +184,14 @@ def number_of(loss: Loss, outputs: object, targets: object, batch: int) -> Tenso
     if not torch.isfinite(value):
         raise BadLoss(f"In batch {batch} the loss is {value.item()}. Look at the inputs and targets of that batch, and at the weights.")
     if not value.requires_grad:
-        raise BadLoss(f"In batch {batch} the loss does not depend on the weights by a derivative. Use a differentiable loss (no argmax, no .detach()).")
+        raise BadLoss(
+            f"In batch {batch} the loss does not depend on the weights by a derivative. Use a differentiable one (no argmax, no .detach())."
+        )
     return value
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def describe(value: object) -> str:
@@ -137,7 +200,7 @@ def describe(value: object) -> str:
         integers = not value.is_floating_point() and not value.is_complex() and value.numel() and value.dtype != torch.bool
         span = f" in {value.min().item()}..{value.max().item()}" if integers else ""
         return f"of shape {tuple(value.shape)}{span}"
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in list(value.items())[:4]) + "}"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"

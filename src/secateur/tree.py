@@ -54,5 +54,5 @@ def flat(a: Mapping[str, Tensor]) -> Tensor:
 
 def unflat(vector: Tensor, like: Mapping[str, Tensor]) -> Tree:
     """The inverse of `flat`."""
-    parts = vector.split([value.numel() for value in like.values()])
+    parts = torch.split(vector, [value.numel() for value in like.values()])
     return {name: part.view(value.shape) for (name, value), part in zip(like.items(), parts)}

@@ -1,0 +1,56 @@
+"""How much a unit matters: a criterion is a function `(task, structure) -> scores`, one for each batch of the task's data.
+
+A criterion that needs no data yields once. Larger scores mean that removing the unit hurts more; only their ranking counts, since
+every context is normalised afterwards. A function of your own is a criterion as it is: pass it where a name is expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ..errors import BadInput
+from ..structure import Structure
+from ..task import Task
+from ..tree import Scores
+from .curvature import hessian
+from .gradients import fisher, gradient, taylor
+from .weights import l1, l2, random
+
+Criterion = Callable[[Task, Structure], Iterable[Scores]]
+
+CRITERIA: dict[str, Criterion] = {
+    "gradient": gradient,
+    "taylor": taylor,
+    "magnitude": l2,
+    "l1": l1,
+    "l2": l2,
+    "fisher": fisher,
+    "hessian": hessian,
+    "random": random,
+}
+
+
+def criterion(which: str | Criterion) -> Criterion:
+    """The criterion of that name; a function is one already. Raises BadInput for an unknown name."""
+    if not isinstance(which, str):
+        if not callable(which):
+            raise BadInput(f"A criterion is a name or a function (task, structure) -> scores, but this one is {which!r}. {known()}")
+        return which
+    if which not in CRITERIA:
+        raise BadInput(f"There is no criterion {which!r}. {known()}")
+    return CRITERIA[which]
+
+
+def name_of(which: str | Criterion) -> str:
+    """What a plan calls the criterion: its name in the table or the function's own."""
+    if isinstance(which, str):
+        return which
+    function = getattr(which, "func", which)  # functools.partial(hessian, probes=4)
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def known() -> str:
+    return f"Choose {', '.join(CRITERIA)}, or give a function (task, structure) -> scores."
+
+
+__all__ = ["CRITERIA", "Criterion", "criterion", "fisher", "gradient", "hessian", "l1", "l2", "name_of", "random", "taylor"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..tree import Keep, Scores, Tree
 
@@ -45,6 +46,7 @@ class Structure(Protocol):
     frozen: the groups that may not, with the reason.
     numel, itemsize: elements and bytes per element of every parameter, so that a plan can be counted.
     uses: multiply-accumulates per element and sample (float) of the parameters that multiply something; empty where no example was given.
+    shapes, digest: of every parameter and buffer, and of their values, so that a plan can say which model it was made for.
     """
 
     kind: str
@@ -53,6 +55,8 @@ class Structure(Protocol):
     numel: dict[str, int]
     itemsize: dict[str, int]
     uses: dict[str, float]
+    shapes: dict[str, tuple[int, ...]]
+    digest: str
 
     def expand(self, keep: Mapping[str, Tensor]) -> Tree:
         """Kept units -> parameter masks: for each connection, the product over the units it lies in. `keep` may be real-valued."""
@@ -72,3 +76,18 @@ class Structure(Protocol):
 
 def all_kept(structure: Structure) -> Keep:
     return {name: torch.ones(group.shape, dtype=torch.bool) for name, group in structure.groups.items()}
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters and buffers, tied ones once."""
+    return {name: tuple(value.shape) for name, value in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        if value.device.type != "meta":
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b"")
+    return digest.hexdigest()

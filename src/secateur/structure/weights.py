@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import NothingToPrune
 from ..tree import Scores, Tree
-from .structure import Group
+from .structure import Group, digest_of, shapes_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Weights:
     numel: dict[str, int]
     itemsize: dict[str, int]
     uses: dict[str, float]
+    shapes: dict[str, tuple[int, ...]]
+    digest: str
     like: Tree = field(repr=False)  # meta tensors, for the masks of what is left alone
     frozen: dict[str, Group] = field(default_factory=dict)
     kind: str = "weights"
@@ -49,11 +51,15 @@ def weights(model: nn.Module, example: object = None) -> Weights:
     named = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
     groups = {name: Group(name, tuple(value.shape), "connection", ((name, 0),)) for name, value in named.items() if value.dim() >= 2}
     if not groups:
-        raise NothingToPrune("The model has no weight tensor of two dimensions or more, so no connection can be removed. Give a model with weights.")
+        raise NothingToPrune(
+            "The model has no weight tensor of two dimensions or more, so no connection can be removed. Give a model with weights."
+        )
     return Weights(
         groups,
         numel={name: value.numel() for name, value in named.items()},
         itemsize={name: value.element_size() for name, value in named.items()},
         uses={},
+        shapes=shapes_of(model),
+        digest=digest_of(model),
         like={name: torch.empty_like(value, device="meta") for name, value in named.items()},
     )
