@@ -1,0 +1,86 @@
+"""An optimizer that goes on training where a model was cut: same kind, same groups, its state cut to fit.
+
+A learning-rate scheduler holds on to its optimizer: build a new one, or point it to the new optimizer (`scheduler.optimizer = optimizer`).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .errors import BadInput, PlanMismatch
+from .plan import Plan, check_fits
+
+
+def rebind(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, plan: Plan) -> Optimizer:
+    """A new optimizer of the same class over the parameters of `new_model`, which is `old_model` masked or shrunk by `plan`.
+
+    Groups and hyperparameters stay. State of a parameter's shape (momentum_buffer, exp_avg, exp_avg_sq, ...) is cut as the parameter was:
+    indices taken where the model shrank, zeros where it was masked. State that is summed over a dimension (Adafactor's) is cut along the
+    others, a step count is copied. Parameters that are not `old_model`'s (of a loss, say) are kept with their state.
+    Raises PlanMismatch where models, plan and optimizer do not belong together, BadInput where a state cannot be cut (LBFGS).
+    """
+    check_fits(plan.shapes, old_model)
+    names = {id(value): name for name, value in old_model.named_parameters()}
+    new = dict(new_model.named_parameters(remove_duplicate=False))
+
+    def counterpart(parameter: Tensor) -> Tensor:
+        name = names.get(id(parameter))
+        if name is not None and name not in new:
+            raise PlanMismatch(f"The old model has {name}, but the new one has not. Give the model that was cut, and the result.")
+        return parameter if name is None else new[name]
+
+    if not any(id(value) in names for group in optimizer.param_groups for value in group["params"]):
+        raise PlanMismatch("The optimizer has no parameter of the old model. Give the model that it was training.")
+
+    result = copy.copy(optimizer)  # what unpickling does: the class's own way to a twin
+    for key, value in vars(optimizer).items():
+        if key not in vars(result) and not hasattr(type(optimizer), key):  # a scheduler puts a `step` there that is bound to the old one
+            setattr(result, key, value)
+    result.param_groups = [{**group, "params": [counterpart(p) for p in group["params"]]} for group in optimizer.param_groups]
+    result.state = type(optimizer.state)(optimizer.state.default_factory)
+    for parameter, state in optimizer.state.items():
+        name, successor = names.get(id(parameter)), counterpart(parameter)
+        result.state[successor] = {
+            key: _cut(value, key, name, parameter, successor, plan) if isinstance(value, Tensor) else copy.copy(value)
+            for key, value in state.items()
+        }
+    return result
+
+
+def _cut(value: Tensor, key: str, name: str | None, old: Tensor, new: Tensor, plan: Plan) -> Tensor:
+    """One tensor of a parameter's state, as the parameter was cut."""
+    if name is None or value.dim() == 0 or value.numel() == 1:
+        return value.clone()
+    if value.dim() != old.dim() or any(n not in (1, size) for n, size in zip(value.shape, old.shape)):
+        raise BadInput(
+            f"The optimizer's {key} of {name} is of shape {tuple(value.shape)}, the parameter of {tuple(old.shape)}: "
+            f"it is not known how to cut it. Make a new optimizer for the new model."
+        )
+    if new.shape == old.shape:
+        return value * _mask(name, old, plan).to(value.device) if value.shape == old.shape else value.clone()
+    for dim, indices in enumerate(plan.kept.get(name, ())):
+        if indices is not None and value.shape[dim] == old.shape[dim]:
+            value = value.index_select(dim, indices.to(value.device))
+    if any(n not in (1, size) for n, size in zip(value.shape, new.shape)):
+        raise PlanMismatch(
+            f"By the plan, {name} becomes {tuple(value.shape)}, but the new model's is {tuple(new.shape)}. "
+            f"Give the result of shrinking by this plan."
+        )
+    return value.clone()
+
+
+def _mask(name: str, old: Tensor, plan: Plan) -> Tensor:
+    """Where the parameter is kept: the mask of a connection, or the product over the dimensions."""
+    if plan.structure == "weights":
+        return plan.keep.get(name, torch.ones((), dtype=torch.bool))
+    mask = torch.ones(old.shape, dtype=torch.bool)
+    for dim, indices in enumerate(plan.kept.get(name, ())):
+        if indices is not None:
+            gone = torch.ones(old.shape[dim], dtype=torch.bool)
+            gone[indices.cpu()] = False
+            mask.index_fill_(dim, gone.nonzero()[:, 0], False)
+    return mask
