@@ -1,6 +1,8 @@
-"""Which units exist in a model: `weights` (each connection) and `channels` (what labels flowing through one run unite)."""
+"""Which units exist in a model: `weights` (each connection) and `channels` (what labels flowing through one run leave connected)."""
 
-from .structure import Group, Structure, all_kept
+from .channels import Channels, channels
+from .rules import rule
+from .structure import Group, Structure, all_kept, digest_of, shapes_of
 from .weights import Weights, weights
 
-__all__ = ["Group", "Structure", "Weights", "all_kept", "weights"]
+__all__ = ["Channels", "Group", "Structure", "Weights", "all_kept", "channels", "digest_of", "rule", "shapes_of", "weights"]

@@ -1,0 +1,309 @@
+"""The structure in which channels, neurons, hidden states and whole groups are units: what labels flowing through one run leave connected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import BadInput
+from ..task import call
+from ..tree import Scores, Tree
+from .cut import cut, to_meta, twin
+from .labels import CHANNEL, INNER, KERNEL, OUTER, Dim, Labels
+from .rules import flat
+from .sizes import Attribute, remember
+from .structure import Group, digest_of, shapes_of
+from .trace import SizesSeen, Step, Trace, named_modules_followed
+from .watch import Difference, like_the_trace, watch
+
+KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
+Index = tuple[Tensor | None, ...]  # per dimension, (factors, indices) numbers of units, 0: none
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Units numbered 1, 2, ... in the order of the groups; every dimension of every tensor knows which units its indices lie in."""
+
+    groups: dict[str, Group]
+    frozen: dict[str, Group]
+    numel: dict[str, int]
+    itemsize: dict[str, int]
+    uses: dict[str, float]
+    shapes: dict[str, tuple[int, ...]]
+    digest: str
+    index: dict[str, Index] = field(repr=False)
+    attributes: dict[Attribute, Tensor] = field(repr=False)
+    originals: dict[str, object] = field(repr=False)  # attribute -> its value now
+    notes: tuple[str, ...] = ()
+    kind: str = "channels"
+
+    def expand(self, keep: Mapping[str, Tensor]) -> Tree:
+        gates = self._gates(keep)
+        masks = {}
+        for name in self.numel:
+            mask = torch.ones((), dtype=gates.dtype, device=gates.device)
+            for dim, index in enumerate(self.index[name]):
+                if index is not None:
+                    line = gates[index.to(gates.device)].prod(0) if gates.dtype != torch.bool else gates[index.to(gates.device)].all(0)
+                    mask = mask * line.view([-1 if d == dim else 1 for d in range(len(self.shapes[name]))])
+            masks[name] = mask.expand(self.shapes[name])
+        return masks
+
+    def reduce(self, values: Mapping[str, Tensor]) -> Scores:
+        first = next(iter(values.values()))
+        sums = torch.zeros(1 + sum(group.size for group in self.groups.values()), dtype=first.dtype, device=first.device)
+        for name in self.numel:
+            for dim, index in enumerate(self.index[name]):
+                if index is not None:
+                    line = values[name].sum([d for d in range(values[name].dim()) if d != dim]) if values[name].dim() > 1 else values[name]
+                    for units in index:
+                        sums = sums.index_add(0, units.to(first.device), line)
+        parts = sums[1:].split([group.size for group in self.groups.values()]) if self.groups else ()
+        return dict(zip(self.groups, parts))
+
+    def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
+        gates = self._gates(keep)
+        counts = {}
+        for name, number in self.numel.items():
+            for dim, index in enumerate(self.index[name]):
+                if index is not None:
+                    number = number // self.shapes[name][dim] * int(gates[index].all(0).sum())
+            counts[name] = number
+        return counts
+
+    def kept(self, keep: Mapping[str, Tensor]) -> dict[str, Index]:
+        gates = self._gates(keep)
+        lines = {
+            name: tuple(None if index is None or (mask := gates[index].all(0)).all() else mask.nonzero()[:, 0] for index in indices)
+            for name, indices in self.index.items()
+        }
+        return {name: line for name, line in lines.items() if any(index is not None for index in line)}
+
+    def sizes(self, keep: Mapping[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
+        gates = self._gates(keep)
+        changed: dict[str, int | tuple[int, ...]] = {}
+        for (where, position), index in self.attributes.items():
+            size = int(gates[index].all(0).sum())
+            if size == index.shape[1]:
+                continue
+            if position is None:
+                changed[where] = size
+            else:
+                now = changed.get(where, self.originals[where])
+                assert isinstance(now, tuple)
+                changed[where] = (*now[:position], size, *now[position + 1 :])
+        return changed
+
+    def without(self, names: Mapping[str, str]) -> Channels:
+        """The same structure with some groups frozen, each for the reason given."""
+        frozen = {**self.frozen, **{name: replace(self.groups[name], frozen=why) for name, why in names.items()}}
+        groups = {name: group for name, group in self.groups.items() if name not in names}
+        number, old, new = torch.zeros(1 + sum(group.size for group in self.groups.values()), dtype=torch.long), 1, 1
+        for name, group in self.groups.items():
+            if name in groups:
+                number[old : old + group.size] = torch.arange(new, new + group.size)
+                new += group.size
+            old += group.size
+
+        def again(index: Tensor | None) -> Tensor | None:
+            return None if index is None or not number[index].any() else number[index]
+
+        index = {name: tuple(again(dim) for dim in dims) for name, dims in self.index.items()}
+        attributes = {where: number[units] for where, units in self.attributes.items()}
+        return replace(self, groups=groups, frozen=frozen, index=index, attributes=attributes)
+
+    def explain(self) -> str:
+        """Groups, sizes, who is coupled with whom through which operator, what is frozen and why."""
+        lines = []
+        for name, group in self.groups.items():
+            lines.append(f"{name}: {group.size} units ({group.kind})" + (f", approximate: {group.approximate}" if group.approximate else ""))
+            lines.append("  cut together: " + ", ".join(f"{member}[{dim}]" for member, dim in group.members))
+            lines += [f"  through {how}" for how in group.through]
+        for name, group in self.frozen.items():
+            lines.append(f"{name}: {group.size} units, frozen: {group.frozen}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _gates(self, keep: Mapping[str, Tensor]) -> Tensor:
+        parts = [keep[name].reshape(-1) for name in self.groups]
+        return torch.cat([torch.ones_like(parts[0][:1]), *parts]) if parts else torch.ones(1, dtype=torch.bool)
+
+
+def channels(model: nn.Module, example: object, exact: bool = False) -> Channels:
+    """The units of `model` that can be removed whole, found by one run on `example` (a tensor, a tuple of arguments, a dict of keyword arguments).
+
+    exact: keep groups whole whose removal is only approximately the same as zeroing (a norm's statistic or a softmax runs over them).
+    The model is not changed, and is run on a copy without values (on the `meta` device) where it can be.
+    Before it is handed out, half of every group is removed on trial, and what then does not run as predicted is frozen.
+    Raises BadInput where the example does not fit the model.
+    """
+    trace, dense, inputs = traced(model, example)
+    batch = next((leaf.shape[0] for leaf in flat(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
+    for _ in range(len(trace.steps) + 1):
+        structure, numbers = gathered(model, dense, trace, batch, exact)
+        difference = trial(structure, dense, inputs, trace, numbers)
+        if difference is None:
+            return structure
+        freeze(trace, difference)
+    raise AssertionError("the trial does not come to rest")
+
+
+def traced(model: nn.Module, example: object) -> tuple[Trace, nn.Module, object]:
+    """The trace, the copy that was run and the example as it was given to it."""
+    on_meta = twin(model, lambda _, value: torch.empty_like(value, device="meta"))
+    try:
+        return run(on_meta, to_meta(example)), on_meta, to_meta(example)
+    except Exception as meta_failed:  # the model reads a value, mixes devices or does not fit the example: only a real run can tell
+        real = twin(model, lambda _, value: value.clone())
+        try:
+            trace = run(real, example)
+        except Exception as error:
+            raise BadInput(
+                f"The model cannot run on the example: {type(error).__name__}: {first_line(error)}. Give an example with the shapes and types of its inputs."
+            ) from error
+        trace.values_read = trace.values_read or [f"(could not run on the meta device: {first_line(meta_failed)})"]
+        return trace, real, example
+
+
+def run(model: nn.Module, example: object) -> Trace:
+    trace = Trace()
+    remember(model)
+    for _, value in [*model.named_parameters(), *model.named_buffers()]:
+        trace.put(value, tuple(trace.labels.fresh(size) if size > 1 else np.zeros((0, size), np.int64) for size in value.shape))
+    for name, value in model.named_parameters():
+        trace.origin[id(value)] = name
+    with like_the_trace(model), torch.no_grad(), named_modules_followed(model, trace), SizesSeen(trace), trace:
+        outputs = call(model, example)
+    trace.labels.step, trace.labels.place = -1, ""
+    for value in flat(outputs):
+        if isinstance(value, Tensor):
+            for dim in trace[value]:
+                trace.labels.freeze(dim, "an output of the model")
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if id(value) not in trace.used:
+            for dim in trace[value]:
+                trace.labels.freeze(dim, f"{name} is not used in this run")
+    return trace
+
+
+def gathered(model: nn.Module, dense: nn.Module, trace: Trace, batch: int, exact: bool) -> tuple[Channels, np.ndarray]:
+    """Units with the same memberships in all tensors of the run form a group. The second result numbers the labels' units."""
+    labels = trace.labels
+    tensors = {name: tuple(labels.resolve(dim) for dim in trace[value]) for name, value in [*dense.named_parameters(), *dense.named_buffers()]}
+    signature = signatures(labels, [*tensors.values(), *(dims for step in trace.steps for dims in step.made)])
+    order, names, members = order_of(tensors)
+    frozen = labels.frozen.copy()
+    if exact:
+        approximate = labels.approximate[: labels.size]
+        frozen[: labels.size] = np.where((frozen[: labels.size] == 0) & (approximate > 0), approximate, frozen[: labels.size])
+    buckets: dict[tuple[int, bool], list[int]] = {}
+    for atom in order:
+        buckets.setdefault((int(signature[atom]), bool(frozen[atom])), []).append(atom)
+
+    links: dict[int, list[int]] = {}
+    for united, step in labels.links:
+        for atom in set(labels.resolve(united[None]).ravel().tolist()):
+            links.setdefault(atom, []).append(step)
+
+    groups, kept_whole, numbers, taken, next_number = {}, {}, np.zeros(labels.size, np.int64), set[str](), 1
+    for atoms in buckets.values():
+        first = atoms[0]
+        if labels.reasons[labels.frozen[first]].startswith(KERNEL):
+            continue
+        base = names[first]
+        name = next(n for n in (base, *(f"{base}#{k}" for k in range(2, 1_000_000))) if n not in taken)
+        taken.add(name)
+        through = dict.fromkeys(f"{trace.steps[s].op.removeprefix('aten::')} at {trace.steps[s].place}" for s in links.get(first, ()))
+        group = Group(
+            name, (len(atoms),), KINDS[int(labels.kind[first])], members[first], tuple(through),
+            labels.reasons[labels.approximate[first]], labels.reasons[frozen[first]] or ("it has one unit" if len(atoms) == 1 else ""),
+        )  # fmt: skip
+        if group.frozen:
+            kept_whole[name] = group
+        else:
+            groups[name] = group
+            numbers[atoms] = np.arange(next_number, next_number + len(atoms))
+            next_number += len(atoms)
+
+    def units(dim: Dim) -> Tensor | None:
+        rows = numbers[dim]
+        rows = rows[rows.any(axis=1)]
+        return torch.from_numpy(rows) if len(rows) else None
+
+    parameters = dict(model.named_parameters())
+    attributes = {where: index for where, dim in trace.attributes.items() if (index := units(labels.resolve(dim))) is not None}
+    structure = Channels(
+        groups, kept_whole,
+        numel={name: value.numel() for name, value in parameters.items()},
+        itemsize={name: value.element_size() for name, value in parameters.items()},
+        uses={name: macs / batch for name, macs in trace.macs.items()},
+        shapes=shapes_of(model), digest=digest_of(model),
+        index={name: tuple(units(dim) for dim in dims) for name, dims in tensors.items()},
+        attributes=attributes,
+        originals={where: attribute_of(model, where) for where, _ in attributes},
+        notes=tuple(f"the run reads a value at {place}; another value may take another way" for place in dict.fromkeys(trace.values_read)),
+    )  # fmt: skip
+    return structure, numbers
+
+
+def signatures(labels: Labels, tensors: list[tuple[Dim, ...]]) -> np.ndarray:
+    """A number per label, equal for labels that lie in the same dimensions of the same tensors (a sum of random numbers, one a dimension)."""
+    random = np.random.default_rng(0)
+    signature = np.zeros(labels.size, np.uint64)
+    for dims in tensors:
+        for dim in dims:
+            number = random.integers(1, 2**63, dtype=np.uint64)
+            for row in labels.resolve(dim):
+                np.add.at(signature, row, number)
+    return signature
+
+
+def order_of(tensors: Mapping[str, tuple[Dim, ...]]) -> tuple[list[int], dict[int, str], dict[int, tuple[tuple[str, int], ...]]]:
+    """Labels in the order in which parameters have them, each with the name of the layer that makes it and its memberships."""
+    order: dict[int, None] = {}
+    names: dict[int, str] = {}
+    members: dict[int, dict[tuple[str, int], None]] = {}
+    for first_dims in (True, False):  # a layer's own outputs come first
+        for name, dims in tensors.items():
+            for at, dim in enumerate(dims):
+                if (at == 0) == first_dims:
+                    for atom in dim.ravel().tolist():
+                        if atom:
+                            order.setdefault(atom)
+                            names.setdefault(atom, name.removesuffix(".weight") if first_dims else name)
+                            members.setdefault(atom, {}).setdefault((name, at))
+    return list(order), names, {atom: tuple(where) for atom, where in members.items()}
+
+
+def trial(structure: Channels, dense: nn.Module, inputs: object, trace: Trace, numbers: np.ndarray) -> Difference | None:
+    """Remove half of every group from the copy and run it: the first operator that does not make what its labels say, or None."""
+    generator = torch.Generator().manual_seed(0)
+    keep = {name: torch.randperm(group.size, generator=generator) >= group.size // 2 for name, group in structure.groups.items()}
+    gates = structure._gates(keep).numpy()
+    small = cut(dense, structure.kept(keep), structure.sizes(keep))
+    return watch(small, inputs, trace.steps, lambda dim: int(gates[numbers[trace.labels.resolve(dim)]].all(0).sum()))
+
+
+def freeze(trace: Trace, difference: Difference) -> None:
+    """Freeze what the operator at fault reads; where that has no label left, what the operators before it read."""
+    labels = trace.labels
+    for step in [trace.steps[i] for i in range(min(difference.step, len(trace.steps) - 1), -1, -1)]:
+        dims = [labels.resolve(dim) for dim in (*step.read, *(trace.attributes[a] for a in step.attributes if a in trace.attributes))]
+        alive = [dim for dim in dims if (labels.frozen[dim[dim > 0]] == 0).any()]
+        if alive:
+            for dim in alive:
+                labels.freeze(dim, f"{difference.what} {step.op.removeprefix('aten::')} at {step.place}")
+            return
+    raise AssertionError(f"nothing is left to freeze, and yet: {difference.what}")
+
+
+def attribute_of(model: nn.Module, where: str) -> object:
+    path, _, name = where.rpartition(".")
+    return getattr(model.get_submodule(path), name)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,75 @@
+"""Really make a model smaller: a copy whose tensors hold the kept indices only, and whose attributes hold the new sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+Kept = Mapping[str, "tuple[Tensor | None, ...]"]
+
+
+def twin(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A deep copy whose parameters and buffers are `replace(name, tensor)`: each is copied once, and ties stay ties."""
+    memo: dict[int, object] = {}
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        new = replace(name, value.detach())
+        memo[id(value)] = type(value)(new, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else new
+    return copy.deepcopy(model, memo)
+
+
+def cut(model: nn.Module, kept: Kept, sizes: Mapping[str, int | tuple[int, ...]]) -> nn.Module:
+    """A smaller copy of `model`: `kept` indices of each dimension (None: all), attributes set to `sizes`."""
+
+    def part(name: str, value: Tensor) -> Tensor:
+        indices = [*enumerate(kept.get(name, ()))]
+        for dim, index in indices:
+            if index is not None:
+                value = value.index_select(dim, index.to(value.device))
+        return value if any(index is not None for _, index in indices) else value.clone()
+
+    small = twin(model, part)
+    for where, size in sizes.items():
+        path, _, attribute = where.rpartition(".")
+        setattr(small.get_submodule(path), attribute, size)
+    for module in small.modules():
+        describe(module)
+    return small
+
+
+def describe(module: nn.Module) -> None:
+    """Bring the sizes that PyTorch's own layers only print or check in line with their tensors."""
+    if isinstance(module, _ConvNd):
+        a, b = module.weight.shape[:2]
+        inputs, outputs = (a, b * module.groups) if module.transposed else (b * module.groups, a)
+        module.in_channels, module.out_channels = inputs, outputs
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        for value in (module.weight, module.running_mean):
+            if value is not None:
+                module.num_features = len(value)
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        module.num_channels = len(module.weight)
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.RNNBase):
+        module.input_size, module.hidden_size = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[0] // GATES.get(module.mode, 1)
+
+
+GATES = {"LSTM": 4, "GRU": 3}
+
+
+def to_meta(value: object) -> object:
+    """Tensors on the `meta` device, the containers around them rebuilt."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    if isinstance(value, dict):
+        return {key: to_meta(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_meta(item) for item in value)
+    return value

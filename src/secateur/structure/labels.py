@@ -1,0 +1,213 @@
+"""Labels of indices: a union-find over label numbers in which a label may also stand for a pair of others.
+
+A `Dim` holds the labels of one tensor dimension: an array (factors, indices). An index is removed if any of its factors is; 0 is no label,
+and an index without one is inert: it is never removed. A dimension without labels is an array (0, indices).
+
+Everything works on whole vectors. Three things can happen to a label:
+- it is united with another one: both leave together;
+- it is frozen, with a reason: it never leaves;
+- it is split into a pair (outer, inner) when its dimension is viewed as two: the index leaves if either half does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Dim = NDArray[np.int64]
+Vector = NDArray[np.int64]
+
+CHANNEL, OUTER, INNER = 0, 1, 2
+KERNEL = "the extent of a kernel"  # frozen as a matter of course: nothing to report
+
+
+def inert(size: int) -> Dim:
+    return np.zeros((0, size), np.int64)
+
+
+def merge(a: Dim, b: Dim) -> Dim:
+    """Labels of a dimension that runs over a (slow) and b (fast)."""
+    n, m = a.shape[1], b.shape[1]
+    return np.concatenate([np.repeat(a, m, axis=1), np.tile(b, (1, n))])
+
+
+def join(dims: Sequence[Dim]) -> Dim:
+    """Labels of the concatenation."""
+    factors = max(len(dim) for dim in dims)
+    return np.concatenate([np.pad(dim, ((0, factors - len(dim)), (0, 0))) for dim in dims], axis=1)
+
+
+class Labels:
+    """The union-find. `step` is the operator at work; a union or a reason remembers it."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self.parent, self.left, self.right, self.kind = (np.zeros(1024, np.int64) for _ in range(4))
+        self.frozen, self.approximate = np.zeros(1024, np.int64), np.zeros(1024, np.int64)  # numbers of reasons, 0: none
+        self.reasons: list[str] = [""]
+        self.links: list[tuple[Vector, int]] = []  # labels that an operator united
+        self.step = -1
+        self.place = ""
+
+    # making -----------------------------------------------------------------------------------------------------------------------------
+
+    def fresh(self, n: int, kind: int = CHANNEL) -> Dim:
+        start, self.size = self.size, self.size + n
+        while self.size > len(self.parent):
+            for name in ("parent", "left", "right", "kind", "frozen", "approximate"):
+                array = getattr(self, name)
+                setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
+        new = np.arange(start, self.size, dtype=np.int64)
+        self.parent[new], self.kind[new] = new, kind
+        return new[None]
+
+    # reading ----------------------------------------------------------------------------------------------------------------------------
+
+    def find(self, labels: Vector) -> Vector:
+        roots = self.parent[labels]
+        while True:
+            above = self.parent[roots]
+            if (above == roots).all():
+                break
+            roots = above
+        self.parent[labels] = roots
+        return roots
+
+    def resolve(self, dim: Dim) -> Dim:
+        """The same dimension in labels that stand for themselves: roots, pairs replaced by their halves, empty rows dropped."""
+        rows: list[Vector] = []
+        todo = list(dim)
+        while todo:
+            row = self.find(todo.pop(0))
+            left = self.left[row]
+            if left.any():
+                todo[:0] = [np.where(left > 0, left, row), self.right[row]]
+            elif row.any():
+                rows.append(row)
+        return np.stack(rows) if rows else inert(dim.shape[1])
+
+    # changing ---------------------------------------------------------------------------------------------------------------------------
+
+    def freeze(self, dim: Dim, why: str) -> None:
+        self._mark("frozen", self.resolve(dim), why)
+
+    def approximates(self, dim: Dim, why: str) -> None:
+        self._mark("approximate", self.resolve(dim), why)
+
+    def _mark(self, mark: str, atoms: Dim, why: str) -> None:
+        array = getattr(self, mark)
+        atoms = atoms[(atoms > 0) & (array[atoms] == 0)]
+        if atoms.size:
+            text = f"{why} {self.place}".strip()
+            if text not in self.reasons:
+                self.reasons.append(text)
+            array[atoms] = self.reasons.index(text)
+
+    def unite(self, a: Dim, b: Dim) -> None:
+        """Index by index, a and b leave together. Raises ValueError where their lengths differ."""
+        if a.shape[1] != b.shape[1]:
+            raise ValueError(f"cannot unite {a.shape[1]} with {b.shape[1]} indices")
+        for _ in range(64):  # a substitution may meet a label twice, and is then looked at again
+            a, b = _without_common(self.resolve(a), self.resolve(b))
+            if not a.any() and not b.any():
+                return
+            na, nb = (a > 0).sum(0), (b > 0).sum(0)
+            self._pair_up(a, b, na == nb)
+            self._mark("frozen", b[:, na == 0], "meets an input or a constant,")
+            self._mark("frozen", a[:, nb == 0], "meets an input or a constant,")
+            self._substitute(a, b, (na == 1) & (nb >= 2))
+            self._substitute(b, a, (nb == 1) & (na >= 2))
+            unequal = (na >= 2) & (nb >= 2) & (na != nb)
+            self._mark("frozen", a[:, unequal], "joined with a dimension of another make-up")
+            self._mark("frozen", b[:, unequal], "joined with a dimension of another make-up")
+            if not ((na == 1) & (nb >= 2) | (nb == 1) & (na >= 2)).any():
+                return
+        raise AssertionError("uniting does not come to rest")
+
+    def _pair_up(self, a: Dim, b: Dim, where: NDArray[np.bool_]) -> None:
+        a, b = _packed(a[:, where]), _packed(b[:, where])
+        for x, y in zip(a, b):
+            both = (x > 0) & (y > 0)
+            self._union(x[both], y[both])
+
+    def _union(self, a: Vector, b: Vector) -> None:
+        """Whole vectors at once; a pair that lost the race for a parent is linked in the next turn."""
+        a, b = self.find(a), self.find(b)
+        if (a != b).any() and self.step >= 0:
+            self.links.append((np.unique(np.concatenate([a, b])), self.step))
+        while True:
+            apart = a != b
+            if not apart.any():
+                return
+            low, high = np.minimum(a[apart], b[apart]), np.maximum(a[apart], b[apart])
+            for mark in (self.frozen, self.approximate):
+                spread = mark[high] > 0
+                mark[low[spread]] = np.where(mark[low[spread]] > 0, mark[low[spread]], mark[high[spread]])
+                mark[high] = np.where(mark[high] > 0, mark[high], mark[low])
+            self.parent[high] = low
+            a, b = self.find(a), self.find(b)
+
+    def _substitute(self, single: Dim, several: Dim, where: NDArray[np.bool_]) -> None:
+        """A label that meets a pair becomes that pair."""
+        if not where.any():
+            return
+        single, several = _packed(single[:, where])[0], _packed(several[:, where])
+        tangled = np.isin(single, several)
+        if tangled.any():
+            self._mark("frozen", several[:, tangled], "joined with a part of itself")
+            self._mark("frozen", single[None, tangled], "joined with a part of itself")
+        label, first = np.unique(np.where(tangled, 0, single), return_index=True)
+        label, first = label[label > 0], first[label > 0]
+        if not label.size:
+            return
+        halves = several[:, first]
+        right = halves[1]
+        for deeper in halves[2:]:
+            pair = self.fresh(len(label))[0]
+            nested = deeper > 0
+            self.left[pair[nested]], self.right[pair[nested]] = right[nested], deeper[nested]
+            right = np.where(nested, pair, right)
+        self.left[label], self.right[label] = halves[0], right
+        for array in (self.frozen, self.approximate):
+            for reason in np.unique(array[label][array[label] > 0]):
+                marked = array[label] == reason
+                atoms = self.resolve(np.stack([halves[0][marked], right[marked]]))
+                array[atoms[(atoms > 0) & (array[atoms] == 0)]] = reason
+
+    def split(self, dim: Dim, n: int, m: int) -> tuple[Dim, Dim]:
+        """Labels of a dimension of n*m indices seen as (n, m). Each label that varies along both becomes a pair."""
+        dim = self.resolve(dim)
+        if n == 1:
+            return inert(1), dim
+        if m == 1:
+            return dim, inert(1)
+        outer, inner = [], []
+        for row in dim:
+            grid = self.find(row).reshape(n, m)
+            if (grid == grid[:, :1]).all():
+                outer.append(grid[:, 0])
+            elif (grid == grid[:1]).all():
+                inner.append(grid[0])
+            else:
+                slow, fast = self.fresh(n, OUTER), self.fresh(m, INNER)
+                self.unite(row[None], merge(slow, fast))
+                outer.append(slow[0])
+                inner.append(fast[0])
+        return np.stack(outer) if outer else inert(n), np.stack(inner) if inner else inert(m)
+
+
+def _without_common(a: Dim, b: Dim) -> tuple[Dim, Dim]:
+    """Both without the labels that they share index by index (removed together already)."""
+    a, b = a.copy(), b.copy()
+    for x in a:
+        for y in b:
+            same = x == y
+            x[same], y[same] = 0, 0
+    return a, b
+
+
+def _packed(dim: Dim) -> Dim:
+    """Each index's labels first, then its zeros."""
+    return np.take_along_axis(dim, np.argsort(dim == 0, axis=0, kind="stable"), axis=0)

@@ -1,0 +1,101 @@
+"""Operator rules: what an operator does to the labels of the dimensions that it reads and makes.
+
+A rule is `rule(t, out, *args, **kwargs) -> labels of out`: `t[x]` are the labels of tensor x (one `Dim` a dimension), `t.unite(a, b)`,
+`t.freeze(dim, why)` and `t.split(dim, n, m)` change them. `out` is what the operator returned; for a tuple of tensors a tuple is returned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .labels import Dim, inert, merge
+
+if TYPE_CHECKING:
+    from .trace import Trace
+
+Dims: TypeAlias = "tuple[Dim, ...]"
+Rule = Callable[..., Any]
+
+RULES: dict[str, Rule] = {}
+
+
+def name_of(op: object) -> str:
+    """ "aten::add" for torch.ops.aten.add, torch.ops.aten.add.Tensor and "aten::add"."""
+    if isinstance(op, torch._ops.OpOverload):
+        op = op.overloadpacket
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        return op._qualified_op_name
+    return str(op) if "::" in str(op) else f"aten::{op}"
+
+
+def rule(*ops: object) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of these operators (torch.ops objects, or names like "aten::add" or "mine::op")."""
+
+    def register(function: Rule) -> Rule:
+        for op in ops:
+            RULES[name_of(op)] = function
+        return function
+
+    return register
+
+
+def pointwise(t: Trace, out: Tensor, *args: object, **kwargs: object) -> Dims:
+    """Every operator that PyTorch tags pointwise: operands line up from the right, and equal indices leave together."""
+    return broadcast(t, out, [value for value in flat((args, kwargs)) if isinstance(value, Tensor)])
+
+
+def broadcast(t: Trace, out: Tensor, operands: Sequence[Tensor]) -> Dims:
+    dims = []
+    for back in range(out.dim(), 0, -1):
+        size = out.shape[-back]
+        here = [t[x][-back] for x in operands if x.dim() >= back and x.shape[-back] == size]
+        if here:
+            for other in here[1:]:
+                t.unite(here[0], other)
+        dims.append(here[0] if here else inert(size))
+    return tuple(dims)
+
+
+def reshape(t: Trace, dims: Dims, sizes: Sequence[int]) -> Dims:
+    """Labels under a change of shape: the smallest runs of dimensions with equal products are merged, then split again."""
+    source, result = list(dims), []
+    wanted = [int(size) for size in sizes]
+    while source or wanted:
+        if not source or not wanted:  # what is left over are ones
+            result += [inert(1) for _ in wanted]
+            break
+        have = source.pop(0)
+        want = wanted.pop(0)
+        if want == 1 and have.shape[1] != 1:
+            source.insert(0, have)
+            result.append(inert(1))
+        elif have.shape[1] == 1 and want != 1:
+            wanted.insert(0, want)
+        elif have.shape[1] == want:
+            result.append(have)
+        elif have.shape[1] > want and have.shape[1] % want == 0:
+            outer, inner = t.split(have, want, have.shape[1] // want)
+            result.append(outer)
+            source.insert(0, inner)
+        elif source:
+            source.insert(0, merge(have, source.pop(0)))
+            wanted.insert(0, want)
+        else:
+            raise ValueError(f"cannot view {[dim.shape[1] for dim in dims]} as {list(sizes)}")
+    return tuple(result)
+
+
+def flat(value: object) -> list[object]:
+    """The leaves of nested tuples, lists, dicts and dataclasses."""
+    if isinstance(value, (tuple, list)):
+        return [leaf for item in value for leaf in flat(item)]
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in flat(item)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [leaf for field in dataclasses.fields(value) for leaf in flat(getattr(value, field.name))]
+    return [value]

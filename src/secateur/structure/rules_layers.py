@@ -1,0 +1,168 @@
+"""Rules of operators that have weights: convolutions, matrix products, norms, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .labels import KERNEL, Dim, inert, merge
+from .rules import Dims, broadcast, rule
+from .rules_shape import replaced
+
+if TYPE_CHECKING:
+    from .trace import Trace
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution")
+def convolution(
+    t: Trace, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, stride: object, padding: object, dilation: object, transposed: bool,
+    output_padding: object, groups: int, *args: object,
+) -> Dims:  # fmt: skip
+    """x (n, groups * i, ...), w (groups * o, i, ...); transposed: w (groups * i, o, ...). Whole groups, inputs and outputs within a group."""
+    for dim in t[x][2:]:
+        t.freeze(dim, "convolved along")
+    for dim in t[w][2:]:
+        t.freeze(dim, KERNEL)
+    group_in, within_in = t.split(t[x][1], groups, x.shape[1] // groups)
+    group_weight, within_weight = t.split(t[w][0], groups, w.shape[0] // groups)
+    t.unite(group_in, group_weight)
+    t.size(group_weight, groups)
+    if transposed:
+        t.unite(within_in, within_weight)
+        made = merge(group_weight, t[w][1])
+    else:
+        t.unite(within_in, t[w][1])
+        made = t[w][0]
+    if bias is not None:
+        t.unite(t[bias][0], made)
+    return (t[x][0], made, *(inert(size) for size in out.shape[2:]))
+
+
+@rule("mm", "matmul")
+def mm(t: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
+    t.unite(t[a][1], t[b][0])
+    return (t[a][0], t[b][1])
+
+
+@rule("mv")
+def mv(t: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
+    t.unite(t[a][1], t[b][0])
+    return (t[a][0],)
+
+
+@rule("dot")
+def dot(t: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
+    t.unite(t[a][0], t[b][0])
+    return ()
+
+
+@rule("addmm")
+def addmm(t: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **kwargs: object) -> Dims:
+    return added(t, out, bias, mm(t, out, a, b))
+
+
+@rule("bmm")
+def bmm(t: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
+    t.unite(t[a][0], t[b][0])
+    t.unite(t[a][2], t[b][1])
+    return (t[a][0], t[a][1], t[b][2])
+
+
+@rule("baddbmm")
+def baddbmm(t: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **kwargs: object) -> Dims:
+    return added(t, out, bias, bmm(t, out, a, b))
+
+
+@rule("linear")
+def linear(t: Trace, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Dims:
+    t.unite(t[x][-1], t[w][1])
+    dims = (*t[x][:-1], t[w][0])
+    return dims if bias is None else added(t, out, bias, dims)
+
+
+def added(t: Trace, out: Tensor, bias: Tensor, dims: Dims) -> Dims:
+    for mine, size, dim in zip(t[bias][::-1], reversed(bias.shape), dims[::-1]):
+        if size == dim.shape[1]:
+            t.unite(mine, dim)
+    return dims
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "cudnn_batch_norm", "batch_norm")
+def batch_norm(t: Trace, out: Sequence[Tensor], x: Tensor, *args: object, **kwargs: object) -> tuple[Dims, ...]:
+    """Statistics are each channel's own, so that a removed channel changes nothing elsewhere."""
+    channel = t[x][1]
+    for value in args[:4]:
+        if isinstance(value, Tensor):
+            t.unite(channel, t[value][0])
+    return (t[x], *((channel,) if part.shape == (x.shape[1],) else tuple(inert(n) for n in part.shape) for part in out[1:]))
+
+
+@rule("native_layer_norm", "layer_norm")
+def layer_norm(
+    t: Trace, out: Sequence[Tensor], x: Tensor, shape: Sequence[int], w: Tensor | None = None, b: Tensor | None = None, eps: float = 0
+) -> tuple[Dims, ...]:
+    dims = t[x]
+    for at, dim in enumerate(dims[-len(shape) :]):
+        t.approximates(dim, "a layer norm's statistic runs over it")
+        t.size(dim)
+        for value in (w, b):
+            if value is not None:
+                t.unite(dim, t[value][at])
+    rest = dims[: -len(shape)] + tuple(inert(1) for _ in shape)
+    return (dims, rest, rest)
+
+
+@rule("_fused_rms_norm", "rms_norm")
+def rms_norm(t: Trace, out: object, x: Tensor, shape: Sequence[int], w: Tensor | None = None, eps: float | None = None) -> object:
+    dims = layer_norm(t, (), x, shape, w)
+    return dims[:2] if isinstance(out, (tuple, list)) else dims[0]
+
+
+@rule("native_group_norm")
+def group_norm(
+    t: Trace, out: Sequence[Tensor], x: Tensor, w: Tensor | None, b: Tensor | None, n: int, c: int, hw: int, groups: int, eps: float
+) -> tuple[Dims, ...]:
+    """A whole group can leave and change nothing elsewhere; a channel within a group takes part in its statistic."""
+    for value in (w, b):
+        if value is not None:
+            t.unite(t[x][1], t[value][0])
+    group, within = t.split(t[x][1], groups, c // groups)
+    t.size(group, groups)
+    t.approximates(within, "a group norm's statistic runs over it")
+    return (t[x], (t[x][0], group), (t[x][0], group))
+
+
+@rule("embedding")
+def embedding(t: Trace, out: Tensor, w: Tensor, index: Tensor, *args: object) -> Dims:
+    t.freeze(t[w][0], "looked up by number")
+    return (*t[index], t[w][1])
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(t: Trace, out: Sequence[Tensor], w: Tensor, *args: object, **kwargs: object) -> tuple[Dims, ...]:
+    t.freeze(t[w][0], "looked up by number")
+    first: tuple[Dim, ...] = (inert(out[0].shape[0]), t[w][1])
+    return (first, *(tuple(inert(n) for n in part.shape) for part in out[1:]))
+
+
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
+def softmax(t: Trace, out: Tensor, x: Tensor, dim: int, *args: object) -> Dims:
+    t.approximates(t[x][dim], "a softmax runs over it")
+    return t[x]
+
+
+@rule("glu")
+def glu(t: Trace, out: Tensor, x: Tensor, dim: int = -1) -> Dims:
+    half = out.shape[dim]
+    t.unite(t[x][dim][:, :half], t[x][dim][:, half:])
+    return replaced(t[x], dim, t[x][dim][:, :half])
+
+
+@rule("_prelu_kernel", "prelu")
+def prelu(t: Trace, out: Tensor, x: Tensor, w: Tensor) -> Dims:
+    if w.dim() == 1 and x.dim() > 1 and w.numel() > 1:
+        t.unite(t[x][1], t[w][0])
+        return t[x]
+    return broadcast(t, out, [x, w])

@@ -1,0 +1,71 @@
+"""Rules of operators that sum dimensions up or sample them: means, pooling, interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .labels import inert
+from .rules import Dims, rule
+
+if TYPE_CHECKING:
+    from .trace import Trace
+
+
+@rule("mean", "sum", "amax", "amin", "max", "min", "logsumexp", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm")
+def reduction(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object) -> object:
+    """A statistic over a removed dimension is then taken over what is left of it."""
+    position = 1 if t.op in ("aten::norm", "aten::linalg_vector_norm") else 0  # these take the order of the norm first
+    dim = kwargs.get("dim", args[position] if len(args) > position else None)
+    every = range(x.dim())
+    axes = {d % x.dim() for d in ([dim] if isinstance(dim, int) and not isinstance(dim, bool) else dim if isinstance(dim, Sequence) and dim else every)}
+    positions = t.op in ("aten::max", "aten::min") and not isinstance(out, Tensor)  # (values, indices): an index would shift
+    for d in axes:
+        if positions:
+            t.freeze(t[x][d], "positions in it are asked for")
+        t.approximates(t[x][d], f"{t.op.removeprefix('aten::')} runs over it")
+    one = out if isinstance(out, Tensor) else out[0]  # type: ignore[index]
+    kept = one.dim() == x.dim()
+    dims = tuple(inert(1) if d in axes else dim for d, dim in enumerate(t[x]) if kept or d not in axes)
+    return dims if isinstance(out, Tensor) else tuple(dims for _ in out)  # type: ignore[attr-defined]
+
+
+@rule("_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "max_pool2d_with_indices")
+def pool2d(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object) -> object:
+    return spatial(t, out, x, 2)
+
+
+@rule("_adaptive_avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "max_pool3d", "max_pool3d_with_indices")
+def pool3d(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object) -> object:
+    return spatial(t, out, x, 3)
+
+
+@rule("adaptive_avg_pool1d", "adaptive_max_pool1d", "avg_pool1d", "max_pool1d", "max_pool1d_with_indices")
+def pool1d(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object) -> object:
+    return spatial(t, out, x, 1)
+
+
+@rule("upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d")
+def upsample1d(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> object:
+    return spatial(t, out, x, 1)
+
+
+@rule("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+def upsample2d(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> object:
+    return spatial(t, out, x, 2)
+
+
+@rule("upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact3d")
+def upsample3d(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> object:
+    return spatial(t, out, x, 3)
+
+
+def spatial(t: Trace, out: object, x: Tensor, last: int) -> object:
+    """The last dimensions are sampled anew, the others pass."""
+    for dim in t[x][-last:]:
+        t.freeze(dim, "sampled along")
+    one = out if isinstance(out, Tensor) else out[0]  # type: ignore[index]
+    dims: Dims = t[x][:-last] + tuple(inert(size) for size in one.shape[-last:])
+    return dims if isinstance(out, Tensor) else tuple(dims for _ in out)  # type: ignore[attr-defined]

@@ -1,0 +1,211 @@
+"""One run of a model in which every index of every tensor carries a label; operators' rules unite the labels that must leave together."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from . import rules_layers, rules_reduce, rules_shape
+from .labels import Dim, Labels, inert
+from .rules import RULES, Dims, flat, name_of, pointwise
+from .sizes import Attribute, Origin, origins_of
+
+assert rules_layers and rules_reduce and rules_shape  # importing them registers their rules
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+SILENT = {"aten::detach", "aten::alias"}  # no steps: whether they run depends on who is watching
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of the run: its name, the user's line, the labels of what it read and of what it made."""
+
+    op: str
+    place: str
+    read: tuple[Dim, ...]
+    made: tuple[Dims, ...]
+    attributes: tuple[Attribute, ...]
+
+
+@dataclass
+class Trace(TorchDispatchMode):
+    """The labels of all tensors of a run. Rules call `t[x]`, `t.unite`, `t.freeze`, `t.approximates`, `t.split`, `t.size`, `t.made`."""
+
+    labels: Labels = field(default_factory=Labels)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.dims: dict[int, Dims] = {}
+        self.alive: list[Tensor] = []  # a tensor that died would give its id to another
+        self.steps: list[Step] = []
+        self.origin: dict[int, str] = {}  # tensor -> the parameter whose elements it holds
+        self.macs: dict[str, float] = {}  # parameter -> multiply-accumulates per element
+        self.used: set[int] = set()
+        self.values_read: list[str] = []  # places where the run looked at a value, and may have branched on it
+        self.attributes: dict[Attribute, Dim] = {}
+        self.origins: list[Origin] = []
+        self.modules: list[str] = []
+        self.op = ""
+
+    # what rules see ---------------------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, x: Tensor) -> Dims:
+        return self.dims.get(id(x)) or tuple(inert(size) for size in x.shape)
+
+    def unite(self, a: Dim, b: Dim) -> None:
+        self.labels.unite(a, b)
+
+    def freeze(self, dim: Dim, why: str) -> None:
+        self.labels.freeze(dim, why)
+
+    def approximates(self, dim: Dim, why: str) -> None:
+        self.labels.approximates(dim, why)
+
+    def split(self, dim: Dim, n: int, m: int) -> tuple[Dim, Dim]:
+        return self.labels.split(dim, n, m)
+
+    def size(self, dim: Dim, value: int | None = None) -> None:
+        """The size of this dimension was an argument of the call at work: an attribute with that value must follow the dimension."""
+        if not dim.any():
+            return
+        value = dim.shape[1] if value is None else value
+        fitting = [origin for origin in self.origins if origin.value == value]
+        origin = next((o for o in fitting if not o.spent), fitting[-1] if fitting else None)
+        if origin is None:
+            return
+        origin.spent = True
+        if origin.attribute in self.attributes:
+            self.unite(self.attributes[origin.attribute], dim)
+        else:
+            self.attributes[origin.attribute] = dim
+
+    def made(self, size: int) -> Dim:
+        """A dimension of a new tensor: fresh labels where its size is an attribute that can follow, else inert."""
+        if size > 1 and any(origin.value == size and not origin.spent for origin in self.origins):
+            dim = self.labels.fresh(size)
+            self.size(dim)
+            return dim
+        return inert(size)
+
+    def apart(self, ends: Sequence[int]) -> bool:
+        """Whether the parts of a split have sizes of their own, each an attribute."""
+        return len({origin.attribute for origin in self.origins}) >= len(ends)
+
+    # the run ----------------------------------------------------------------------------------------------------------------------------
+
+    def put(self, x: Tensor, dims: Dims) -> None:
+        assert tuple(dim.shape[1] for dim in dims) == tuple(x.shape), f"{self.op}: labels {[d.shape[1] for d in dims]} for a tensor {tuple(x.shape)}"
+        self.dims[id(x)] = dims
+        self.alive.append(x)
+
+    def __torch_dispatch__(self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None) -> object:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.step(func, args, kwargs, out)
+        return out
+
+    def step(self, func: Any, args: tuple[object, ...], kwargs: dict[str, object], out: object) -> None:
+        self.op = name_of(func)
+        inputs = [value for value in flat((args, kwargs)) if isinstance(value, Tensor)]
+        outputs = [value for value in flat(out) if isinstance(value, Tensor)]
+        self.used.update(map(id, inputs))
+        place = self.place()
+        self.labels.step, self.labels.place = len(self.steps), f"by {self.op.removeprefix('aten::')} at {place}"
+        read = tuple(dim for x in inputs for dim in self[x])
+        if self.op == "aten::_local_scalar_dense":
+            self.values_read.append(place)
+        if outputs:
+            self.follow(func, args, kwargs, out, inputs, outputs, read)
+        self.count(func, args, kwargs, out, inputs, outputs)
+        attributes = tuple(origin.attribute for origin in self.origins)
+        if self.op not in SILENT:
+            self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes))
+
+    def follow(
+        self, func: Any, args: tuple[object, ...], kwargs: dict[str, object], out: object, inputs: list[Tensor], outputs: list[Tensor], read: Dims
+    ) -> None:
+        rule = RULES.get(self.op)
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = pointwise
+        if rule is None and self.op.endswith("_") and f"{self.op[:-1]}" in RULES:
+            rule = RULES[self.op[:-1]]
+        if rule is not None:
+            result = rule(self, out, *args, **kwargs)
+            pairs = zip(outputs, [result] if isinstance(out, Tensor) else [dims for dims, x in zip(result, out) if isinstance(x, Tensor)])
+        else:
+            for dim in read:
+                self.labels.freeze(dim, "no rule for this operator:")
+            pairs = zip(outputs, [tuple(inert(size) for size in x.shape) for x in outputs])
+        for x, dims in pairs:
+            self.put(x, dims)
+
+    def count(
+        self, func: Any, args: tuple[object, ...], kwargs: dict[str, object], out: object, inputs: list[Tensor], outputs: list[Tensor]
+    ) -> None:
+        """Attribute the operator's multiply-accumulates to the parameter that it multiplies by."""
+        names = {self.origin[id(x)]: x for x in inputs if id(x) in self.origin}
+        packet = func.overloadpacket
+        if packet in flop_registry:
+            weights = {name: x for name, x in names.items() if x.dim() >= 2}
+            if len(weights) == 1:
+                (name, x), = weights.items()
+                self.macs[name] = self.macs.get(name, 0.0) + flop_registry[packet](*args, **kwargs, out_val=out) / 2 / x.numel()
+        elif len(names) == 1:
+            (name, x), = names.items()
+            for y in outputs:
+                if y.numel() == x.numel() and id(y) not in self.origin:
+                    self.origin[id(y)] = name
+
+    def place(self) -> str:
+        """The user's line (the nearest frame outside PyTorch and this package) and the module at work."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame.f_code.co_filename.startswith((TORCH, HERE, "<frozen")):
+            frame = frame.f_back
+        line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else "?"
+        return f"{line} ({self.modules[-1]})" if self.modules and self.modules[-1] else line
+
+
+class SizesSeen(TorchFunctionMode):
+    """Notes which of a call's integers are attributes of modules, for the operators that the call runs."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None) -> object:
+        kwargs = kwargs or {}
+        self.trace.origins = origins_of(func, args, kwargs)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.trace.origins = []
+
+
+@contextmanager
+def named_modules_followed(model: nn.Module, trace: Trace) -> Iterator[None]:
+    """While the model runs, `trace.modules` is the path of the modules at work."""
+
+    def left(*_: object) -> None:
+        trace.modules.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda _m, _a, name=name: trace.modules.append(name)))
+        handles.append(module.register_forward_hook(left, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
