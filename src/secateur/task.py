@@ -143,16 +143,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def differentiable(model: nn.Module, twice: bool) -> Iterator[None]:
-    """Only kernels with the derivatives that are needed.
-
-    cuDNN's recurrent kernels have none in evaluation mode; oneDNN's have one but no second, and neither has fused attention.
-    """
+    """Only kernels with the derivatives that are needed: cuDNN's recurrent ones have none in evaluation, fused attention has no second."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
-    with cudnn.flags(enabled=False) if recurrent and device_of(model).type == "cuda" else nullcontext():
-        with mkldnn.flags(enabled=False) if recurrent and twice else nullcontext():
-            with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
-                yield
+    with torch.backends.cudnn.flags(enabled=False) if recurrent and device_of(model).type == "cuda" else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
+            yield
 
 
 @contextmanager
