@@ -118,11 +118,10 @@ def repeat(example: object, size: int) -> object:
             return value[:1].repeat(size, *[1] * (value.dim() - 1)) if value.dim() and len(value) == batch else value
         if isinstance(value, dict):
             return {key: sized(item) for key, item in value.items()}
-        if isinstance(value, (tuple, list)):
-            items = [sized(item) for item in value]
-            if isinstance(value, list):
-                return items
-            return value.__class__(*items) if hasattr(value, "_fields") else tuple(items)
+        if isinstance(value, list):
+            return [sized(item) for item in value]
+        if isinstance(value, tuple):
+            return getattr(value, "_make", tuple)(sized(item) for item in value)
         return value
 
     return sized(example)

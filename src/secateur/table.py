@@ -30,7 +30,7 @@ COLUMNS = {
     "top1": Column("top-1", "share", "more", "samples whose class is the largest output"),
     "top5": Column("top-5", "share", "more", "samples whose class is among the five largest outputs"),
     "worst_class": Column("worst class", "share", "more", "the lowest accuracy of any class"),
-    "worst_class_is": Column("which", "class", "", "the class with the lowest accuracy"),
+    "worst_class_is": Column("which class", "class", "", "the class with the lowest accuracy"),
     "parameters": Column("parameters", "count", about="numbers in the weights, tied ones once"),
     "nonzeros": Column("non-zeros", "count", about="parameters that are not exactly zero"),
     "macs": Column("MACs", "count", about="multiply-accumulates per sample"),
@@ -109,9 +109,12 @@ class Table:
         return drawn
 
     def gain(self, row: str, column: str) -> float:
-        """Above 0: better than the first row; below: worse; 0: as good, or not to be compared."""
+        """Above 0: better than the first row; below: worse; 0: as good, as near as can be told, or not to be compared."""
         ratio, difference = self.ratio(row, column), self.difference(row, column)
-        return round(ratio, 2) - 1 if ratio is not None else round(difference or 0.0, 1)
+        if ratio is None:
+            return round(difference or 0.0, 1)
+        noise = 0.05 if self.columns[column].style == "ms" or column == "memory" else 0.005
+        return ratio - 1 if abs(ratio - 1) >= noise else 0.0
 
     def __str__(self) -> str:
         titles = ["", *(column.title for column in self.columns.values())]

@@ -1,0 +1,145 @@
+"""A story as one self-contained page: no network, no fonts but the reader's own, light or dark as the reader's system is."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from ..errors import BadInput, need
+from ..table import Table, shown
+from .figures import HEIGHT, WIDTH, Chart, chart, cut_at, histogram
+from .story import Reasons, Story, Unit
+
+HERE = Path(__file__).parent
+CURVES = {"top1": "top-1", "worst_class": "worst class", "top5": "top-5"}
+SPARED = {"macs": "fewer MACs", "bytes": "smaller file", "memory": "less memory"}  # what the headline tells first
+
+
+def write_report(path: str | Path, story: Story) -> None:
+    """Write the page, whole or not at all. Raises BadInput where it cannot be written."""
+    path, page = Path(path), render(story)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise BadInput(
+            f"The report cannot be written to {path}: {error.strerror}. Name a file in a folder that exists and is yours."
+        ) from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+        os.chmod(temporary, 0o644)  # what mkstemp makes is for its owner only
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BadInput(f"The report cannot be written to {path}: {error.strerror}. Name a file that can be replaced.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def render(story: Story) -> str:
+    """The page's text."""
+    jinja2 = need("jinja2", "report")
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    text: str = page.get_template("page.html.jinja").render(
+        story=story,
+        headline=headline(story),
+        style=style,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        charts=charts(story),
+        tuning=tuning(story),
+        histogram=histogram,
+        cut_at=cut_at,
+        verdict=verdict,
+        against_cut=against_cut,
+        largest=max((max(layer.global_share or 0, layer.local_share or 0) for layer in story.layers), default=0) or 1,
+        protected=sum(layer.protected for layer in story.layers),
+        gone=sum(layer.size - layer.kept for layer in story.layers),
+        units=sum(layer.size for layer in story.layers),
+        opened=most_telling(story),
+        word="connection" if story.structure == "weights" else "channel",
+        shown=shown,
+        size=(WIDTH, HEIGHT),
+    )
+    return text
+
+
+def headline(story: Story) -> str:
+    """What was won and what it cost, in numbers of the table's subject against its first row; the title where nothing was measured."""
+    table, row = story.table, story.subject
+    if row not in table.rows or row == next(iter(table.rows)):
+        return story.title
+    won = told(table, row, SPARED) or told(table, row, {"nonzeros": "fewer non-zero weights"})
+    return ", ".join([*won, *cost(table, row)]) or story.title
+
+
+def told(table: Table, row: str, what: dict[str, str]) -> list[str]:
+    """The gains worth telling: 5 % and more."""
+    ratios = {name: table.ratio(row, name) for name in what if name in table.columns}
+    return [f"{ratio:.1f}× {what[name]}" for name, ratio in ratios.items() if ratio is not None and ratio >= 1.05]
+
+
+def cost(table: Table, row: str) -> list[str]:
+    """The change of the first quality in the table, in points."""
+    for name, column in table.columns.items():
+        difference = table.difference(row, name)
+        if difference is not None:
+            same = abs(difference) < 0.05
+            return [
+                f"same {column.title}"
+                if same
+                else f"{abs(difference):.1f} points of {column.title} {'gained' if difference > 0 else 'lost'}"
+            ]
+    return []
+
+
+def charts(story: Story) -> list[Chart]:
+    """A curve for every quality that the points have, with the first row's value as a level."""
+    dense = next(iter(story.table.rows.values()), {})
+    drawn = [
+        chart(story.curve, "amount", metric, f"{title} against the amount removed", ("amount removed", title), dense.get(metric))
+        for metric, title in CURVES.items()
+    ]
+    return [one for one in drawn if one is not None]
+
+
+def tuning(story: Story) -> list[Chart]:
+    """Losses and qualities by epoch of fine-tuning, where there was more than one."""
+    epochs = [{"epoch": float(number), **epoch} for number, epoch in enumerate(story.history, start=1)]
+    names = [name for name in dict.fromkeys(key for epoch in epochs for key in epoch) if name not in ("epoch", "lr", "seconds")]
+    drawn = []
+    for what, of in (("loss", [name for name in names if "loss" in name]), ("quality", [name for name in names if "loss" not in name])):
+        lines = {
+            CURVES.get(name, name.replace("_", " ")): [{"x": at["epoch"], "y": at[name]} for at in epochs if name in at] for name in of
+        }
+        title = f"{next(iter(lines)) if len(lines) == 1 else what} by epoch of fine-tuning"
+        drawn.append(chart(lines, "x", "y", title, ("epoch", what), shares=(False, False)))
+    return [one for one in drawn if one is not None and len(epochs) > 1]
+
+
+def most_telling(story: Story) -> str:
+    """The group that is open from the start: where local sensitivity saved most, and then where most went."""
+    return max(story.layers, key=lambda layer: (layer.protected, layer.size - layer.kept)).name if story.layers else ""
+
+
+def verdict(unit: Unit, reasons: Reasons) -> str:
+    if unit.protected:
+        return "kept: local protects it"
+    if unit.yielded:
+        return "removed in another's place"
+    if unit.kept and reasons.cut is not None and unit.score < reasons.cut:
+        return "kept below the cut"
+    return "kept" if unit.kept else "removed"
+
+
+def against_cut(unit: Unit, reasons: Reasons) -> str:
+    """The score as a multiple of the cut, which is easier read than its powers of ten."""
+    if reasons.cut is None or reasons.cut <= 0:
+        return f"{unit.score:.2g}"
+    ratio = unit.score / reasons.cut
+    return f"{ratio:.2f}×" if ratio < 99.5 else f"{ratio:.0f}×"

@@ -1,0 +1,309 @@
+"""Everything a report shows, as plain values: what was kept, why, and what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import Unreadable
+from ..plan import Plan
+from ..table import Table
+from ..tree import Scores
+
+LISTED = 64  # units of a group that are listed one by one
+BINS = 24  # of a group's histogram
+
+
+class Measured(Protocol):
+    """What of a Sensitivity is told: its two reductions, and the scores of each class where there are any."""
+
+    @property
+    def global_(self) -> Scores: ...
+
+    @property
+    def local(self) -> Scores: ...
+
+    @property
+    def keys(self) -> dict[str, Scores]: ...
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A group: how much of it is kept, its share of all the sensitivity, and how many units local sensitivity saved.
+
+    protected: units that are kept, but would go by global sensitivity alone with as many removed; yielded: those that go in their place.
+    """
+
+    name: str
+    size: int
+    kept: int
+    approximate: str = ""
+    global_share: float | None = None
+    local_share: float | None = None
+    protected: int = 0
+    yielded: int = 0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Why one unit is kept or not. A rank counts from the unit that matters least, among those it was compared with."""
+
+    index: str
+    score: float
+    rank: int
+    kept: bool
+    global_rank: int | None = None
+    local_rank: int | None = None
+    needs: str = ""
+    protected: bool = False
+    yielded: bool = False
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """A group's units against the cut. histogram: (from, to, removed, kept) in powers of ten; of: units that were compared."""
+
+    group: str
+    cut: float | None
+    of: int
+    zeros: int
+    histogram: tuple[tuple[float, float, int, int], ...]
+    units: tuple[Unit, ...]
+    listed: str = ""
+
+
+@dataclass(frozen=True)
+class Story:
+    """title, made (how, in words), machine (where, a line); table, with the row that the story is about; curve: series -> points with an
+    "amount" and metrics; history: a dict per epoch of fine-tuning; frozen: what could not be touched, and why."""
+
+    title: str
+    table: Table
+    subject: str = ""
+    made: dict[str, str] = field(default_factory=dict)
+    machine: str = ""
+    structure: str = ""
+    layers: tuple[Layer, ...] = ()
+    reasons: tuple[Reasons, ...] = ()
+    curve: dict[str, tuple[dict[str, float], ...]] = field(default_factory=dict)
+    history: tuple[dict[str, float], ...] = ()
+    frozen: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        told = {key: value for key, value in asdict(self).items() if key != "table"}
+        return json.dumps({**told, "table": json.loads(self.table.to_json())}, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Story:
+        """Raises Unreadable for a text that `to_json` did not write."""
+        try:
+            told = json.loads(text)
+            return Story(
+                **{
+                    **told,
+                    "table": Table.from_json(json.dumps(told["table"])),
+                    "layers": tuple(Layer(**layer) for layer in told["layers"]),
+                    "reasons": tuple(reasons_from(group) for group in told["reasons"]),
+                    "curve": {name: tuple(dict(point) for point in points) for name, points in told["curve"].items()},
+                    "history": tuple(dict(epoch) for epoch in told["history"]),
+                    "notes": tuple(told["notes"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Unreadable(f"This is not a report's story that Secateur wrote: {error!r}. Prune again to have a new one.") from error
+
+
+def reasons_from(told: Mapping[str, object]) -> Reasons:
+    histogram, units = told["histogram"], told["units"]
+    assert isinstance(histogram, list) and isinstance(units, list)
+    return Reasons(**{**told, "histogram": tuple(map(tuple, histogram)), "units": tuple(Unit(**unit) for unit in units)})  # type: ignore[arg-type]
+
+
+def story_of(
+    plan: Plan,
+    sensitivity: Measured | None = None,
+    scores: Scores | None = None,
+    table: Table | None = None,
+    *,
+    curve: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+    history: Sequence[Mapping[str, object]] = (),
+    local: float | None = None,
+    title: str = "What was pruned, and what it cost",
+    subject: str = "",
+    machine: str = "",
+    notes: Sequence[str] = (),
+) -> Story:
+    """The story of a plan. scores: the merged ones that it was selected by; local: the weight that local sensitivity had in them.
+
+    Units are compared within their group where the plan's scope is "layer", and all together elsewhere.
+    """
+    scores = {} if scores is None else {name: value.detach().double().cpu().flatten() for name, value in scores.items()}
+    keep = {name: value.cpu().flatten() for name, value in plan.keep.items()}
+    groups = [name for name in keep if name in scores]
+    pools = [[name] for name in groups] if plan.made.get("scope") == "layer" else [groups]
+    told: dict[str, tuple[Reasons, Layer]] = {}
+    for pool in pools:
+        told |= tell(pool, plan, keep, scores, sensitivity)
+    shares = [share_of(values, keep) for values in ([sensitivity.global_, sensitivity.local] if sensitivity else [{}, {}])]
+    layers = []
+    for name, mask in keep.items():
+        _, layer = told.get(name, (None, Layer(name, 0, 0)))
+        layers.append(
+            Layer(
+                name,
+                mask.numel(),
+                int(mask.sum()),
+                plan.approximate.get(name, ""),
+                shares[0].get(name),
+                shares[1].get(name),
+                layer.protected,
+                layer.yielded,
+            )
+        )
+    made = {str(key): words(value) for key, value in plan.made.items() if value is not None} | (
+        {} if local is None else {"local": words(local)}
+    )
+    table = Table({}, {}) if table is None else table
+    return Story(
+        title,
+        table,
+        subject or (list(table.rows)[-1] if table.rows else ""),
+        made,
+        machine,
+        plan.structure,
+        tuple(layers),
+        tuple(told[name][0] for name in groups),
+        {} if curve is None else {str(name): tuple(finite(point) for point in points) for name, points in curve.items()},
+        tuple(finite(epoch) for epoch in history),
+        dict(plan.frozen),
+        tuple(notes),
+    )
+
+
+def tell(pool: list[str], plan: Plan, keep: Scores, scores: Scores, sensitivity: Measured | None) -> dict[str, tuple[Reasons, Layer]]:
+    """Reasons and protection of groups whose units were compared with each other."""
+    if not pool:
+        return {}
+    merged, kept = joined(scores, pool), joined(keep, pool)
+    ordered = merged.sort().values
+    cut = float(merged[~kept].max()) if not kept.all() else None
+    by_global = joined(sensitivity.global_, pool) if sensitivity else None
+    by_local = joined(sensitivity.local, pool) if sensitivity else None
+    protected = yielded = torch.zeros_like(kept)
+    if by_global is not None:
+        alone = torch.ones_like(kept)  # what global sensitivity alone would keep, with as many removed
+        alone[by_global.argsort(stable=True)[: int((~kept).sum())]] = False
+        protected, yielded = kept & ~alone, ~kept & alone
+    orders = [values if values is None else (values, values.sort().values) for values in (by_global, by_local)]
+    told, start = {}, 0
+    for name in pool:
+        here = slice(start, start + scores[name].numel())
+        start = here.stop
+        chosen, listed = choose(scores[name], keep[name], plan.structure == "channels")
+        units = []
+        for index in chosen:
+            place = here.start + index
+            by_each = [None if order is None else rank(order[0][place], order[1]) for order in orders]
+            units.append(
+                Unit(
+                    position(index, plan.keep[name].shape),
+                    float(merged[place]),
+                    rank(merged[place], ordered),
+                    bool(kept[place]),
+                    by_each[0],
+                    by_each[1],
+                    needed_by(sensitivity, name, index),
+                    bool(protected[place]),
+                    bool(yielded[place]),
+                )
+            )
+        zeros, histogram = histogram_of(scores[name], keep[name])
+        reasons = Reasons(name, cut, len(merged), zeros, histogram, tuple(units), listed)
+        told[name] = (reasons, Layer(name, 0, 0, protected=int(protected[here].sum()), yielded=int(yielded[here].sum())))
+    return told
+
+
+def choose(scores: Tensor, keep: Tensor, all_of_them: bool) -> tuple[list[int], str]:
+    """Which units of a group are listed, least needed first, and what to say of those that are not.
+
+    All channels up to LISTED, then those nearest the cut; of connections the strongest removed and the weakest kept.
+    """
+    count = len(scores)
+    if all_of_them and count <= LISTED:
+        return [int(index) for index in scores.argsort(stable=True)], ""
+    each = LISTED // 2 if all_of_them else 6
+    gone, stay = (~keep).nonzero().flatten(), keep.nonzero().flatten()
+    strongest = gone[scores[gone].topk(min(each, len(gone))).indices].flip(0)
+    weakest = stay[scores[stay].topk(min(each, len(stay)), largest=False).indices]
+    parts = [(len(strongest), "strongest that went"), (len(weakest), "weakest that stayed")]
+    said = f"Of {count:,} units, " + " and ".join(f"the {number} {which}" for number, which in parts if number) + "."
+    return [int(index) for index in torch.cat([strongest, weakest])], said
+
+
+def histogram_of(scores: Tensor, keep: Tensor) -> tuple[int, tuple[tuple[float, float, int, int], ...]]:
+    """How many scores are not above 0, and of the others (from, to, removed, kept) on a logarithmic axis."""
+    above = scores > 0
+    zeros = int((~above).sum())
+    if zeros == len(scores):
+        return zeros, ()
+    powers, kept = scores[above].log10(), keep[above]
+    low, high = float(powers.min()), float(powers.max())
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    width = (high - low) / BINS
+    bins = ((powers - low) / width).long().clamp(0, BINS - 1)
+    removed, stayed = (torch.bincount(bins[which], minlength=BINS).tolist() for which in (~kept, kept))
+    return zeros, tuple((low + number * width, low + (number + 1) * width, removed[number], stayed[number]) for number in range(BINS))
+
+
+def joined(values: Mapping[str, Tensor], pool: list[str]) -> Tensor:
+    return torch.cat([values[name].detach().cpu().flatten() for name in pool])
+
+
+def rank(value: Tensor, ordered: Tensor) -> int:
+    return int(torch.searchsorted(ordered, value)) + 1
+
+
+def needed_by(sensitivity: Measured | None, group: str, index: int) -> str:
+    """The class (or other key) in which the unit scores highest."""
+    if sensitivity is None or not sensitivity.keys:
+        return ""
+    needs = {key: float(scores[group].flatten()[index]) for key, scores in sensitivity.keys.items()}
+    most = max(needs, key=lambda key: needs[key])
+    return most if needs[most] > 0 else ""
+
+
+def share_of(values: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> dict[str, float]:
+    """Each group's share of the sum over all groups."""
+    sums = {name: float(values[name].abs().sum(dtype=torch.float64)) for name in groups if name in values}
+    total = sum(sums.values())
+    return {name: value / total for name, value in sums.items()} if total else {}
+
+
+def position(index: int, shape: torch.Size) -> str:
+    """A unit's place: its number, or its place in a weight tensor."""
+    if len(shape) < 2:
+        return str(index)
+    return ", ".join(str(int(place)) for place in torch.unravel_index(torch.tensor(index), shape))
+
+
+def finite(values: Mapping[str, object]) -> dict[str, float]:
+    """The numbers among the values; JSON knows no infinity."""
+    return {str(key): float(value) for key, value in values.items() if isinstance(value, (int, float)) and abs(value) < float("inf")}
+
+
+def words(value: object) -> str:
+    """A value of how a plan was made, as it is read."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {words(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(words, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "–" if value is None else str(value)
