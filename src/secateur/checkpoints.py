@@ -54,7 +54,7 @@ def write(folder: Path, now: Standing, settings: Mapping[str, object]) -> None:
     Raises BadInput where it cannot be written.
     """
     tensors: Tree = {f"model.{name}": value for name, value in now.model.items()}
-    tensors |= {f"best.{name}": value for name, value in now.best.items()}
+    tensors |= {f"best.{name}": value.clone() for name, value in now.best.items()}  # safetensors refuses shared memory
     numbers: dict[str, dict[str, object]] = {}
     for index, state in _states(now.optimizer).items():
         for key, value in state.items():
