@@ -210,7 +210,8 @@ def test_a_collector_sees_the_gradients_of_every_step():
     seen: list[tuple[Tensor, Tensor]] = []
 
     class Collector:
-        def step(self, model: nn.Module) -> None:
+        def step(self, model: nn.Module, samples: int) -> None:
+            assert samples == 16
             weight = model.get_parameter("4.weight")
             seen.append((weight.detach().clone(), weight.grad.clone()))
 

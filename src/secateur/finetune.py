@@ -38,7 +38,7 @@ PRECISIONS = ("no", "bf16", "fp16")
 class Collect(Protocol):
     """What gathers sensitivity from training steps: it reads each parameter's weight and gradient (see secateur.sensitivity)."""
 
-    def step(self, model: nn.Module) -> None: ...
+    def step(self, model: nn.Module, samples: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,7 @@ class _Step:
             self.accelerator.backward(value)
         if self.collect is not None:
             self.accelerator.unscale_gradients()
-            if self.accelerator.scaler is None or _finite_gradients(self.student):  # fp16 overflows now and then; the step is skipped
-                self.collect.step(self.student)
+            self.collect.step(self.student, samples_of(inputs))
         self.stepper.step()
         self.stepper.zero_grad()
         return value.item()
@@ -212,10 +211,6 @@ def _optimizer(model: nn.Module, make: MakeOptimizer | None, lr: float) -> Optim
     if not trainable:
         raise BadInput("The model has no parameter that requires a gradient, so it cannot be trained. Set requires_grad on those to train.")
     return make(trainable) if make else torch.optim.AdamW(trainable, lr=lr)
-
-
-def _finite_gradients(model: nn.Module) -> bool:
-    return all(bool(torch.isfinite(value.grad).all()) for value in model.parameters() if value.grad is not None)
 
 
 # the loss -------------------------------------------------------------------------------------------------------------------------------

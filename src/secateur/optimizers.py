@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .errors import BadInput, PlanMismatch
 from .plan import Plan, check_fits
+from .surgery.mask import masks
+from .tree import Tree
 
 
 def rebind(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, plan: Plan) -> Optimizer:
@@ -24,6 +25,7 @@ def rebind(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, pla
     Raises PlanMismatch where models, plan and optimizer do not belong together, BadInput where a state cannot be cut (LBFGS).
     """
     check_fits(plan.shapes, old_model)
+    kept = masks(plan)
     names = {id(value): name for name, value in old_model.named_parameters()}
     new = dict(new_model.named_parameters(remove_duplicate=False))
 
@@ -45,13 +47,13 @@ def rebind(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, pla
     for parameter, state in optimizer.state.items():
         name, successor = names.get(id(parameter)), counterpart(parameter)
         result.state[successor] = {
-            key: _cut(value, key, name, parameter, successor, plan) if isinstance(value, Tensor) else copy.copy(value)
+            key: _cut(value, key, name, parameter, successor, plan, kept) if isinstance(value, Tensor) else copy.copy(value)
             for key, value in state.items()
         }
     return result
 
 
-def _cut(value: Tensor, key: str, name: str | None, old: Tensor, new: Tensor, plan: Plan) -> Tensor:
+def _cut(value: Tensor, key: str, name: str | None, old: Tensor, new: Tensor, plan: Plan, kept: Tree) -> Tensor:
     """One tensor of a parameter's state, as the parameter was cut."""
     if name is None or value.dim() == 0 or value.numel() == 1:
         return value.clone()
@@ -61,7 +63,7 @@ def _cut(value: Tensor, key: str, name: str | None, old: Tensor, new: Tensor, pl
             f"it is not known how to cut it. Make a new optimizer for the new model."
         )
     if new.shape == old.shape:
-        return value * _mask(name, old, plan).to(value.device) if value.shape == old.shape else value.clone()
+        return value * kept[name].to(value.device) if name in kept and value.shape == old.shape else value.clone()
     for dim, indices in enumerate(plan.kept.get(name, ())):
         if indices is not None and value.shape[dim] == old.shape[dim]:
             value = value.index_select(dim, indices.to(value.device))
@@ -71,16 +73,3 @@ def _cut(value: Tensor, key: str, name: str | None, old: Tensor, new: Tensor, pl
             f"Give the result of shrinking by this plan."
         )
     return value.clone()
-
-
-def _mask(name: str, old: Tensor, plan: Plan) -> Tensor:
-    """Where the parameter is kept: the mask of a connection, or the product over the dimensions."""
-    if plan.structure == "weights":
-        return plan.keep.get(name, torch.ones((), dtype=torch.bool))
-    mask = torch.ones(old.shape, dtype=torch.bool)
-    for dim, indices in enumerate(plan.kept.get(name, ())):
-        if indices is not None:
-            gone = torch.ones(old.shape[dim], dtype=torch.bool)
-            gone[indices.cpu()] = False
-            mask.index_fill_(dim, gone.nonzero()[:, 0], False)
-    return mask
