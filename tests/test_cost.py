@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy import Hidden, mlp
 
 from secateur.cost import COSTS, cost, costs
 from secateur.errors import BadInput
 from secateur.structure import all_kept, weights
+from toy import Hidden, mlp
 
 
 def test_the_cost_of_a_plan_is_that_of_the_smaller_net() -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from toy import batches, mlp
 
 from secateur.errors import BadInput, BadLoss
 from secateur.task import Task, describe, each, seeded, to
+from toy import batches, mlp
 
 
 def test_gradients_are_those_of_plain_backward() -> None:

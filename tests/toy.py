@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ def mlp(*widths: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.S
     """Linear layers "0", "1", ... with a tanh between them."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = [nn.Linear(a, b, dtype=dtype) for a, b in zip(widths, widths[1:])]
+        layers = [nn.Linear(a, b, dtype=dtype) for a, b in pairwise(widths)]
     model = nn.Sequential()
     for index, layer in enumerate(layers):
         if index:
@@ -75,7 +76,7 @@ class Hidden:
     def reduce(self, values: Mapping[str, Tensor]) -> Scores:
         return {
             f"h{i}": values[f"{a}.weight"].sum(1) + values[f"{a}.bias"] + values[f"{b}.weight"].sum(0)
-            for i, (a, b) in enumerate(zip(self.linears, self.linears[1:]))
+            for i, (a, b) in enumerate(pairwise(self.linears))
         }
 
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
@@ -89,9 +90,12 @@ class Hidden:
         return {f"{name}.out_features": int(keep[f"h{i}"].sum()) for i, name in enumerate(self.linears[:-1])}
 
 
-def batches(count: int, size: int, width: int, classes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
+def batches(
+    count: int, size: int, width: int, classes: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> list[tuple[Tensor, Tensor]]:
     """Random inputs and labels."""
     chance = torch.Generator().manual_seed(seed)
     return [
-        (torch.randn(size, width, generator=chance, dtype=dtype), torch.randint(0, classes, (size,), generator=chance)) for _ in range(count)
+        (torch.randn(size, width, generator=chance, dtype=dtype), torch.randint(0, classes, (size,), generator=chance))
+        for _ in range(count)
     ]

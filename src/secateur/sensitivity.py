@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import random
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,11 +24,11 @@ from . import tree
 from .contexts import CONTEXTS, Stream
 from .criteria import Criterion, criterion, name_of
 from .errors import BadInput, Unreadable
+from .reductions import Reductions, magnitude, normalised
 from .structure import Structure
 from .task import Task, device_of, plain, seeded
 from .tree import Scores
 
-RESERVOIR = 64  # contexts that a quantile is taken over
 VERSION = 1
 
 
@@ -204,59 +203,6 @@ class Collector:
         return result
 
 
-class Reductions:
-    """Running mean, sum of squared deviations (Welford, 1962) and maximum; for a quantile, a reservoir (Vitter, 1985)."""
-
-    def __init__(self, by: str | float, seed: int, limit: int = RESERVOIR) -> None:
-        self.by, self.limit, self.chance = by, limit, random.Random(seed)
-        self.count = 0
-        self.mean: Scores = {}
-        self.m2: Scores = {}
-        self.highest: Scores = {}
-        self.reservoir: list[Scores] = []
-
-    def add(self, scores: Scores) -> None:
-        if not self.count:
-            self.mean, self.m2 = tree.apply(torch.zeros_like, scores), tree.apply(torch.zeros_like, scores)
-            self.highest = tree.apply(torch.clone, scores)
-        self.count += 1
-        for name, value in scores.items():
-            deviation = value - self.mean[name]
-            self.mean[name].add_(deviation, alpha=1 / self.count)
-            self.m2[name].addcmul_(deviation, value - self.mean[name])
-            torch.maximum(self.highest[name], value, out=self.highest[name])
-        if self.by == "max":
-            return
-        if len(self.reservoir) < self.limit:
-            self.reservoir.append(scores)
-        elif (place := self.chance.randrange(self.count)) < self.limit:
-            self.reservoir[place] = scores
-
-    def local(self) -> Scores:
-        if isinstance(self.by, str):
-            return self.highest
-        return {name: quantile(torch.stack([scores[name] for scores in self.reservoir]), float(self.by)) for name in self.mean}
-
-
-def quantile(values: Tensor, q: float) -> Tensor:
-    """Along the first dimension, interpolated linearly. (torch.quantile refuses more than 16 million elements.)"""
-    ordered = values.sort(dim=0).values
-    place = q * (len(values) - 1)
-    low, high = math.floor(place), math.ceil(place)
-    return torch.lerp(ordered[low], ordered[high], place - low)
-
-
-def magnitude(scores: Mapping[str, Tensor]) -> float:
-    """sum |s| over all units of all groups, in float64, with one transfer from the device."""
-    return float(torch.stack([value.abs().sum(dtype=torch.float64) for value in scores.values()]).sum())
-
-
-def normalised(scores: Scores) -> Scores:
-    """s / sum |s|; all zeros stay zeros."""
-    whole = magnitude(scores) or 1.0
-    return tree.apply(lambda value: value / whole, scores)
-
-
 def merge(sensitivity: Sensitivity, local: float = 0.0) -> Scores:
     """(1 - local) x global + local x local: 0 ranks by the whole data, 1 by the context that needs a unit most."""
     if isinstance(local, bool) or not isinstance(local, (int, float)) or not 0 <= local <= 1:
@@ -279,7 +225,8 @@ def write_sensitivity(path: str | Path, sensitivity: Sensitivity) -> None:
     parts |= {f"key{index}": scores for index, scores in enumerate(sensitivity.keys.values())}
     tensors = {f"{part}/{name}": value.cpu().contiguous().clone() for part, scores in parts.items() for name, value in scores.items()}
     told = {name: getattr(sensitivity, name) for name in ("criterion", "contexts", "count", "samples", "local_by")}
-    told |= {"version": VERSION, "keys": list(sensitivity.keys), "groups": list(sensitivity.global_), "digest": digest(tensors)}
+    told |= {"version": VERSION, "keys": list(sensitivity.keys), "groups": list(sensitivity.global_)}
+    told["digest"] = digest(tensors, told)
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -299,8 +246,8 @@ def read_sensitivity(path: str | Path) -> Sensitivity:
             if told["version"] != VERSION:
                 raise Unreadable(f"{path} is of version {told['version']}, but this Secateur reads {VERSION}. Measure again.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
-        if told["digest"] != digest(tensors):
-            raise ValueError("its numbers are not those that were written")
+        if told.pop("digest") != digest(tensors, told):
+            raise ValueError("it does not hold what was written")
         part: Callable[[str], Scores] = lambda which: {name: tensors[f"{which}/{name}"] for name in told["groups"]}
         return Sensitivity(
             global_=part("global"),
@@ -321,9 +268,9 @@ def read_sensitivity(path: str | Path) -> Sensitivity:
         raise Unreadable(f"{path} is damaged or was not written by Secateur ({str(error).splitlines()[0]}). Measure again.") from error
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and values."""
-    result = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor], told: Mapping[str, object]) -> str:
+    """SHA-256 over names, shapes and values, and what is told of them."""
+    result = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name in sorted(tensors):
         result.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         result.update(tensors[name].contiguous().numpy().data)
