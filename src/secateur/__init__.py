@@ -1,1 +1,70 @@
-"""Measure how much every connection matters, cut those that matter least, prove what the cut cost."""
+"""Measure how much every connection of a neural network matters, cut those that matter least, and prove what the cut cost."""
+
+from .api import Pruned, prune
+from .cost import cost, costs
+from .criteria import CRITERIA
+from .errors import BadInput, BadLoss, BudgetUnreachable, MissingExtra, NothingToPrune, PlanMismatch, SecateurError, Unreadable
+from .evaluate import compare, evaluate
+from .files import load, read_plan, save
+from .finetune import Tuned, finetune
+from .optimizers import rebind
+from .plan import Plan
+from .repair import reestimate
+from .rounds import Round, rounds
+from .schedule import SCHEDULES
+from .scope import SCOPES
+from .select import select
+from .sensitivity import Collector, Sensitivity, measure, merge, read_sensitivity, write_sensitivity
+from .structure import Group, Structure, channels, rule, weights
+from .surgery import hold, mask, shrink
+from .table import Table
+from .task import Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CRITERIA",
+    "SCHEDULES",
+    "SCOPES",
+    "BadInput",
+    "BadLoss",
+    "BudgetUnreachable",
+    "Collector",
+    "Group",
+    "MissingExtra",
+    "NothingToPrune",
+    "Plan",
+    "PlanMismatch",
+    "Pruned",
+    "Round",
+    "SecateurError",
+    "Sensitivity",
+    "Structure",
+    "Table",
+    "Task",
+    "Tuned",
+    "Unreadable",
+    "channels",
+    "compare",
+    "cost",
+    "costs",
+    "evaluate",
+    "finetune",
+    "hold",
+    "load",
+    "mask",
+    "measure",
+    "merge",
+    "prune",
+    "read_plan",
+    "read_sensitivity",
+    "rebind",
+    "reestimate",
+    "rounds",
+    "rule",
+    "save",
+    "select",
+    "shrink",
+    "weights",
+    "write_sensitivity",
+]

@@ -1,0 +1,1 @@
+"""What users bring, by name: models, weights and data."""

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import BadInput, PlanMismatch
 from ..plan import Plan
+from ..surgery.hold import held, hold
 from ..task import call, device_of, evaluating, split_batch, to
 
 STILL = 1e-6  # a variance this small beside the other one is rounding: the channel stands still
@@ -54,6 +55,7 @@ def reestimate(pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan
     Raises PlanMismatch where the models do not fit, BadInput where the data or what the models make of it cannot be used.
     """
     result, original = copy.deepcopy(pruned), _norms(dense)
+    hold(result, held(pruned))  # a copy loses the hooks that keep its zeros
     norms = _norms(result)
     kept = {name: _kept(name, norm, original, plan) for name, norm in norms.items()}
     before: defaultdict[str, Moments] = defaultdict(Moments)
@@ -95,6 +97,7 @@ def reestimate_plain(model: nn.Module, data: Iterable[object]) -> nn.Module:
     The usual way (as in torch.optim.swa_utils.update_bn, but with the variance over all samples at once). It costs an unpruned model, too.
     """
     result = copy.deepcopy(model)
+    hold(result, held(model))
     norms = _norms(result)
     stream: defaultdict[str, Moments] = defaultdict(Moments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -9,16 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import BadInput
-from ..task import call
 from ..tree import Scores, Tree
-from .cut import cut, to_meta, twin
+from .cut import cut
 from .labels import CHANNEL, INNER, KERNEL, OUTER, Dim, Labels
-from .rules import flat
-from .sizes import Attribute, remember
+from .run import macs_per_element, traced
+from .sizes import Attribute
 from .structure import Group, digest_of, shapes_of
-from .trace import SizesSeen, Step, Trace, named_modules_followed
-from .watch import Difference, like_the_trace, watch
+from .trace import Trace
+from .watch import Difference, watch
 
 KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
 Index = tuple[Tensor | None, ...]  # per dimension, (factors, indices) numbers of units, 0: none
@@ -140,56 +139,22 @@ def channels(model: nn.Module, example: object, exact: bool = False) -> Channels
     Before it is handed out, half of every group is removed on trial, and what then does not run as predicted is frozen.
     Raises BadInput where the example does not fit the model.
     """
-    trace, dense, inputs = traced(model, example)
-    batch = next((leaf.shape[0] for leaf in flat(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
-    for _ in range(len(trace.steps) + 1):
-        structure, numbers = gathered(model, dense, trace, batch, exact)
+    fixed: set[tuple[str, str]] = set()
+    trace, dense, inputs = traced(model, example, fixed)
+    while True:
+        structure, numbers = gathered(model, dense, trace, macs_per_element(trace, inputs), exact)
         difference = trial(structure, dense, inputs, trace, numbers)
         if difference is None:
             return structure
-        freeze(trace, difference)
-    raise AssertionError("the trial does not come to rest")
+        step = trace.steps[min(difference.step, len(trace.steps) - 1)]
+        if step.splits and step.key not in fixed:  # the number of parts may be written in the code: keep it, and look again at what is left
+            fixed.add(step.key)
+            trace, dense, inputs = traced(model, example, fixed)
+        else:
+            freeze(trace, difference)
 
 
-def traced(model: nn.Module, example: object) -> tuple[Trace, nn.Module, object]:
-    """The trace, the copy that was run and the example as it was given to it."""
-    on_meta = twin(model, lambda _, value: torch.empty_like(value, device="meta"))
-    try:
-        return run(on_meta, to_meta(example)), on_meta, to_meta(example)
-    except Exception as meta_failed:  # the model reads a value, mixes devices or does not fit the example: only a real run can tell
-        real = twin(model, lambda _, value: value.clone())
-        try:
-            trace = run(real, example)
-        except Exception as error:
-            raise BadInput(
-                f"The model cannot run on the example: {type(error).__name__}: {first_line(error)}. Give an example with the shapes and types of its inputs."
-            ) from error
-        trace.values_read = trace.values_read or [f"(could not run on the meta device: {first_line(meta_failed)})"]
-        return trace, real, example
-
-
-def run(model: nn.Module, example: object) -> Trace:
-    trace = Trace()
-    remember(model)
-    for _, value in [*model.named_parameters(), *model.named_buffers()]:
-        trace.put(value, tuple(trace.labels.fresh(size) if size > 1 else np.zeros((0, size), np.int64) for size in value.shape))
-    for name, value in model.named_parameters():
-        trace.origin[id(value)] = name
-    with like_the_trace(model), torch.no_grad(), named_modules_followed(model, trace), SizesSeen(trace), trace:
-        outputs = call(model, example)
-    trace.labels.step, trace.labels.place = -1, ""
-    for value in flat(outputs):
-        if isinstance(value, Tensor):
-            for dim in trace[value]:
-                trace.labels.freeze(dim, "an output of the model")
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if id(value) not in trace.used:
-            for dim in trace[value]:
-                trace.labels.freeze(dim, f"{name} is not used in this run")
-    return trace
-
-
-def gathered(model: nn.Module, dense: nn.Module, trace: Trace, batch: int, exact: bool) -> tuple[Channels, np.ndarray]:
+def gathered(model: nn.Module, dense: nn.Module, trace: Trace, uses: dict[str, float], exact: bool) -> tuple[Channels, np.ndarray]:
     """Units with the same memberships in all tensors of the run form a group. The second result numbers the labels' units."""
     labels = trace.labels
     tensors = {name: tuple(labels.resolve(dim) for dim in trace[value]) for name, value in [*dense.named_parameters(), *dense.named_buffers()]}
@@ -208,14 +173,13 @@ def gathered(model: nn.Module, dense: nn.Module, trace: Trace, batch: int, exact
         for atom in set(labels.resolve(united[None]).ravel().tolist()):
             links.setdefault(atom, []).append(step)
 
-    groups, kept_whole, numbers, taken, next_number = {}, {}, np.zeros(labels.size, np.int64), set[str](), 1
+    groups, kept_whole, numbers, taken, next_number = {}, {}, np.zeros(labels.size, np.int64), Counter[str](), 1
     for atoms in buckets.values():
         first = atoms[0]
         if labels.reasons[labels.frozen[first]].startswith(KERNEL):
             continue
-        base = names[first]
-        name = next(n for n in (base, *(f"{base}#{k}" for k in range(2, 1_000_000))) if n not in taken)
-        taken.add(name)
+        taken[names[first]] += 1
+        name = names[first] if taken[names[first]] == 1 else f"{names[first]}#{taken[names[first]]}"
         through = dict.fromkeys(f"{trace.steps[s].op.removeprefix('aten::')} at {trace.steps[s].place}" for s in links.get(first, ()))
         group = Group(
             name, (len(atoms),), KINDS[int(labels.kind[first])], members[first], tuple(through),
@@ -239,7 +203,7 @@ def gathered(model: nn.Module, dense: nn.Module, trace: Trace, batch: int, exact
         groups, kept_whole,
         numel={name: value.numel() for name, value in parameters.items()},
         itemsize={name: value.element_size() for name, value in parameters.items()},
-        uses={name: macs / batch for name, macs in trace.macs.items()},
+        uses=uses,
         shapes=shapes_of(model), digest=digest_of(model),
         index={name: tuple(units(dim) for dim in dims) for name, dims in tensors.items()},
         attributes=attributes,
@@ -303,7 +267,3 @@ def freeze(trace: Trace, difference: Difference) -> None:
 def attribute_of(model: nn.Module, where: str) -> object:
     path, _, name = where.rpartition(".")
     return getattr(model.get_submodule(path), name)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -86,7 +86,12 @@ class Labels:
                 todo[:0] = [np.where(left > 0, left, row), self.right[row]]
             elif row.any():
                 rows.append(row)
-        return np.stack(rows) if rows else inert(dim.shape[1])
+        if len(rows) < 2:
+            return np.stack(rows) if rows else inert(dim.shape[1])
+        atoms = np.stack(rows)
+        free = (atoms > 0) & (self.frozen[atoms] == 0)
+        atoms[~free & free.any(0)] = 0  # a factor that never leaves decides nothing beside one that may
+        return atoms[atoms.any(1)]
 
     # changing ---------------------------------------------------------------------------------------------------------------------------
 

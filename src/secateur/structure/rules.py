@@ -44,9 +44,17 @@ def rule(*ops: object) -> Callable[[Rule], Rule]:
     return register
 
 
-def pointwise(t: Trace, out: Tensor, *args: object, **kwargs: object) -> Dims:
+def pointwise(t: Trace, out: Any, *args: object, **kwargs: object) -> object:
     """Every operator that PyTorch tags pointwise: operands line up from the right, and equal indices leave together."""
-    return broadcast(t, out, [value for value in flat((args, kwargs)) if isinstance(value, Tensor)])
+    operands = [value for value in flat((args, kwargs)) if isinstance(value, Tensor)]
+    if isinstance(out, Tensor):
+        return broadcast(t, out, operands)
+    dims = broadcast(t, out[0], operands)
+    return tuple(dims if part.shape == out[0].shape else tuple(inert(size) for size in part.shape) for part in out)
+
+
+for untagged in ("hardswish", "log_sigmoid_forward", "rrelu_with_noise", "fill", "zero", "masked_fill", "bernoulli", "native_dropout", "normal", "uniform"):
+    RULES[f"aten::{untagged}"] = RULES[f"aten::{untagged}_"] = pointwise  # as element-wise as the tagged ones
 
 
 def broadcast(t: Trace, out: Tensor, operands: Sequence[Tensor]) -> Dims:

@@ -28,6 +28,16 @@ def same(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> D
     return t[x]
 
 
+@rule("as_strided", "as_strided_")
+def as_strided(t: Trace, out: Tensor, x: Tensor, size: Sequence[int], *args: object) -> Dims:
+    """Only a change of memory layout is understood."""
+    if tuple(size) == tuple(dim.shape[1] for dim in t[x]):
+        return t[x]
+    for dim in t[x]:
+        t.freeze(dim, "memory is read anew")
+    return tuple(inert(n) for n in size)
+
+
 @rule("copy_")
 def copy_(t: Trace, out: Tensor, x: Tensor, source: Tensor, *args: object) -> Dims:
     return broadcast(t, out, [x, source])

@@ -37,6 +37,12 @@ class Step:
     read: tuple[Dim, ...]
     made: tuple[Dims, ...]
     attributes: tuple[Attribute, ...]
+    splits: bool
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The operator and the line, whichever module runs it."""
+        return self.op, self.place.split(" ")[0]
 
 
 @dataclass
@@ -44,6 +50,7 @@ class Trace(TorchDispatchMode):
     """The labels of all tensors of a run. Rules call `t[x]`, `t.unite`, `t.freeze`, `t.approximates`, `t.split`, `t.size`, `t.made`."""
 
     labels: Labels = field(default_factory=Labels)
+    fixed: set[tuple[str, str]] = field(default_factory=set)  # (operator, line) whose number of parts cannot follow
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -58,6 +65,8 @@ class Trace(TorchDispatchMode):
         self.origins: list[Origin] = []
         self.modules: list[str] = []
         self.op = ""
+        self.line = ""
+        self.splits = False
 
     # what rules see ---------------------------------------------------------------------------------------------------------------------
 
@@ -74,7 +83,12 @@ class Trace(TorchDispatchMode):
         self.labels.approximates(dim, why)
 
     def split(self, dim: Dim, n: int, m: int) -> tuple[Dim, Dim]:
-        return self.labels.split(dim, n, m)
+        outer, inner = self.labels.split(dim, n, m)
+        if outer.any():
+            self.splits = True
+            if (self.op, self.line) in self.fixed:
+                self.freeze(outer, "their number is fixed in the code:")
+        return outer, inner
 
     def size(self, dim: Dim, value: int | None = None) -> None:
         """The size of this dimension was an argument of the call at work: an attribute with that value must follow the dimension."""
@@ -122,6 +136,7 @@ class Trace(TorchDispatchMode):
         outputs = [value for value in flat(out) if isinstance(value, Tensor)]
         self.used.update(map(id, inputs))
         place = self.place()
+        self.line, self.splits = place.split(" ")[0], False
         self.labels.step, self.labels.place = len(self.steps), f"by {self.op.removeprefix('aten::')} at {place}"
         read = tuple(dim for x in inputs for dim in self[x])
         if self.op == "aten::_local_scalar_dense":
@@ -131,16 +146,12 @@ class Trace(TorchDispatchMode):
         self.count(func, args, kwargs, out, inputs, outputs)
         attributes = tuple(origin.attribute for origin in self.origins)
         if self.op not in SILENT:
-            self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes))
+            self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes, self.splits))
 
     def follow(
         self, func: Any, args: tuple[object, ...], kwargs: dict[str, object], out: object, inputs: list[Tensor], outputs: list[Tensor], read: Dims
     ) -> None:
-        rule = RULES.get(self.op)
-        if rule is None and torch.Tag.pointwise in func.tags:
-            rule = pointwise
-        if rule is None and self.op.endswith("_") and f"{self.op[:-1]}" in RULES:
-            rule = RULES[self.op[:-1]]
+        rule = rule_of(func)
         if rule is not None:
             result = rule(self, out, *args, **kwargs)
             pairs = zip(outputs, [result] if isinstance(out, Tensor) else [dims for dims, x in zip(result, out) if isinstance(x, Tensor)])
@@ -175,6 +186,22 @@ class Trace(TorchDispatchMode):
             frame = frame.f_back
         line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else "?"
         return f"{line} ({self.modules[-1]})" if self.modules and self.modules[-1] else line
+
+
+def rule_of(func: Any) -> Callable[..., Any] | None:
+    """The operator's own rule, that of its out-of-place form, or the pointwise one."""
+    name = name_of(func)
+    if name in RULES:
+        return RULES[name]
+    forms = [func]
+    if name.endswith("_"):
+        namespace, _, base = name[:-1].partition("::")
+        packet = getattr(getattr(torch.ops, namespace), base, None)
+        if packet is not None:
+            forms += [getattr(packet, overload) for overload in packet.overloads()]
+            if name[:-1] in RULES:
+                return RULES[name[:-1]]
+    return pointwise if any(torch.Tag.pointwise in form.tags for form in forms) else None
 
 
 class SizesSeen(TorchFunctionMode):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import NothingToPrune
 from ..tree import Scores, Tree
+from .run import macs_per_element, traced
 from .structure import Group, digest_of, shapes_of
 
 
@@ -58,8 +59,14 @@ def weights(model: nn.Module, example: object = None) -> Weights:
         groups,
         numel={name: value.numel() for name, value in named.items()},
         itemsize={name: value.element_size() for name, value in named.items()},
-        uses={},
+        uses={} if example is None else uses(model, example),
         shapes=shapes_of(model),
         digest=digest_of(model),
         like={name: torch.empty_like(value, device="meta") for name, value in named.items()},
     )
+
+
+def uses(model: nn.Module, example: object) -> dict[str, float]:
+    """Multiply-accumulates per element and sample, counted in one run."""
+    trace, _, inputs = traced(model, example, set())
+    return macs_per_element(trace, inputs)

@@ -1,0 +1,107 @@
+"""The pipeline on one page: from a trained model to a smaller one, and the reasons.
+
+    model + example --channels | weights--> Structure --.
+    model + data + loss --> Task ----------measure, per context--> Sensitivity --merge--> Scores
+    smaller model <--repair-- shrink | mask <-- Plan <--select under a budget--'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from .criteria import Criterion
+from .errors import BadInput
+from .plan import Plan
+from .repair import reestimate
+from .select import select
+from .sensitivity import Sensitivity, measure, merge
+from .structure import Channels, Structure, channels, weights
+from .surgery import shrink, unequal
+from .task import Loss, Task
+from .tree import Scores
+
+Progress = Callable[[int, "int | None"], None]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` found and made: the smaller (or masked) model, the plan, and everything the plan rests on."""
+
+    model: nn.Module
+    plan: Plan
+    structure: Structure
+    sensitivity: Sensitivity
+    scores: Scores
+
+
+def prune(
+    model: nn.Module,
+    example: object,
+    data: Iterable[object],
+    loss: Loss,
+    *,
+    structure: str | Structure = "channels",
+    criterion: str | Criterion = "taylor",
+    contexts: str = "batch",
+    local: float = 0.0,
+    amount: float | None = None,
+    of: str = "units",
+    scope: str = "global",
+    threshold: float | None = None,
+    multiple: int = 1,
+    exact: bool = False,
+    repair: str | None = "statistics",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Measure, rank, remove, repair, in one shot. The model itself stays as it is.
+
+    example: a tensor, a tuple of arguments or a dict of keyword arguments that the model runs on.
+    data: batches to measure on, (inputs, targets) or dicts; loss: `loss(outputs, targets)`, one number or one per sample.
+    structure: "channels" (really smaller) or "weights" (zeros at the old size), or a Structure made before.
+    criterion, contexts: how importance is measured, and on which pieces of the data ("batch", "sample", "class").
+    local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global.
+    amount, of: the fraction to remove of "units", "parameters", "macs" or "bytes"; or threshold: remove all units scored below.
+    scope: "global" or "layer"; multiple: keep multiples of this many units in every group.
+    exact: leave groups alone whose removal is only approximately the same as zeroing.
+    repair: "statistics" re-estimates batch norms on the inputs in `data`, by the difference to the dense model; None leaves them.
+    Raises the errors of the stages: BadInput, BadLoss, NothingToPrune, BudgetUnreachable.
+    """
+    units = structure_of(model, example, structure, exact)
+    task = Task(model, data, loss, seed)
+    sensitivity = measure(task, units, criterion, contexts, progress=progress)
+    scores = merge(sensitivity, local)
+    plan = select(
+        scores, units, amount, of, scope, threshold, multiple,
+        criterion=sensitivity.criterion, contexts=contexts, local=local, samples=sensitivity.samples, repair=repair, exact=exact, seed=seed,
+    )  # fmt: skip
+    return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, units, sensitivity, scores)
+
+
+def structure_of(model: nn.Module, example: object, structure: str | Structure, exact: bool = False) -> Structure:
+    """The structure by its name, checked: groups whose smaller model would compute something else than the masked one are frozen."""
+    if not isinstance(structure, str):
+        return structure
+    if structure not in STRUCTURES:
+        raise BadInput(f"There is no structure {structure!r}. Choose {', '.join(STRUCTURES)}.")
+    return STRUCTURES[structure](model, example, exact)
+
+
+def checked_channels(model: nn.Module, example: object, exact: bool) -> Channels:
+    found = channels(model, example, exact)
+    return found.without(unequal(model, found, example))
+
+
+STRUCTURES: dict[str, Callable[[nn.Module, object, bool], Structure]] = {
+    "channels": checked_channels,
+    "weights": lambda model, example, exact: weights(model, example),
+}
+
+
+def repaired(pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan: Plan, repair: str | None) -> nn.Module:
+    if repair not in (None, "statistics"):
+        raise BadInput(f"There is no repair {repair!r}. Choose 'statistics' or None.")
+    return pruned if repair is None else reestimate(pruned, dense, data, plan)

@@ -1,0 +1,217 @@
+"""Gradual pruning: a generator that hands over a smaller model, waits until the user has trained it, and goes on from there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .api import Progress, repaired, structure_of
+from .cost import cost, costs
+from .criteria import Criterion
+from .errors import BadInput
+from .files import load, read_plan, save
+from .optimizers import rebind
+from .plan import Plan
+from .schedule import SCHEDULES, Schedule
+from .select import fraction, select
+from .sensitivity import Sensitivity, measure, merge
+from .structure import Channels, Structure, all_kept
+from .structure.cut import twin
+from .surgery import masks_of, shrink
+from .surgery.hold import hold
+from .task import Loss, Task
+from .tree import Keep
+
+
+@dataclass(frozen=True)
+class Round:
+    """One step of gradual pruning.
+
+    number, steps: which round of how many. amount: the fraction of the dense model's cost that is gone now.
+    model: smaller (or masked); train it in place before asking for the next round.
+    plan: from the dense model to this one. cut: from the model of the round before.
+    """
+
+    number: int
+    steps: int
+    amount: float
+    model: nn.Module
+    plan: Plan
+    cut: Plan
+    sensitivity: Sensitivity
+    before: nn.Module
+
+    def rebind(self, optimizer: Optimizer) -> Optimizer:
+        """The optimizer that trained the model of the round before, for this round's model: its state is cut to fit."""
+        return rebind(optimizer, self.before, self.model, self.cut)
+
+
+def rounds(
+    model: nn.Module,
+    example: object,
+    data: Iterable[object],
+    loss: Loss,
+    *,
+    amount: float,
+    steps: int = 5,
+    schedule: str | Schedule = "cubic",
+    structure: str = "channels",
+    criterion: str | Criterion = "taylor",
+    contexts: str = "batch",
+    local: float = 0.0,
+    of: str = "units",
+    scope: str = "global",
+    multiple: int = 1,
+    exact: bool = False,
+    repair: str | None = "statistics",
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[Round]:
+    """Remove `amount` in `steps` rounds; each measures anew on the model as it was trained since the last.
+
+    schedule: "linear", "cubic", "one-shot", or a function from progress 0..1 to the share of the final amount that is gone.
+    checkpoint: a folder in which every finished round is kept: after a kill the next call goes on behind the last round that was trained
+        (that is, after which the next one was asked for). A folder of other settings is refused.
+    The other arguments are those of `prune`. The model itself stays as it is.
+    """
+    shares = list(shares_of(schedule, steps))
+    final = fraction(amount)
+    settings = {
+        "amount": amount, "steps": steps, "schedule": name_of(schedule), "structure": structure, "criterion": name_of(criterion), "contexts": contexts,
+        "local": local, "of": of, "scope": scope, "multiple": multiple, "exact": exact, "repair": repair, "seed": seed,
+    }  # fmt: skip
+    dense = structure_of(model, example, structure, exact)
+    now, done = resumed(model, checkpoint, settings, dense.digest)
+    units: Structure = dense if done == 0 else after(now, example, structure, exact, dense)
+    keep = all_kept(dense) if done == 0 or checkpoint is None else kept_units(dense, read_plan(round_folder(checkpoint, done)), now)
+    for number in range(done + 1, steps + 1):
+        gone = final * shares[number - 1]
+        sensitivity = measure(Task(now, data, loss, seed), units, criterion, contexts, progress=progress)
+        scores = merge(sensitivity, local)
+        made: dict[str, object] = {**settings, "round": number, "samples": sensitivity.samples, "final": amount, "amount": gone}
+        if structure == "weights":
+            whole = cut = select(scores, units, gone, of, scope, multiple=multiple, within=keep).note(**made)
+            keep = whole.keep
+        else:
+            cut = select(scores, units, still(gone, of, dense, keep, units), of, scope, multiple=multiple)
+            keep = composed(dense, keep, units, cut)
+            whole = plan_of(dense, keep, cut, made)
+        small = repaired(shrink(now, cut), now, data, cut, repair)
+        before, now = now, small
+        reached = 1 - cost(dense, keep, of) / cost(dense, all_kept(dense), of)
+        yield Round(number, steps, reached, now, whole, cut, sensitivity, before)
+        if checkpoint is not None:
+            save(round_folder(checkpoint, number), now, whole, force=True, extra={"settings.json": json.dumps(settings)})
+        units = units if structure == "weights" else structure_of(now, example, structure, exact)
+
+
+def shares_of(schedule: str | Schedule, steps: int) -> Iterator[float]:
+    """The share of the final amount that is gone after each round; it never falls, and ends at 1."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise BadInput(f"steps= must be a whole number of at least 1, but it is {steps!r}. Try steps=5.")
+    if isinstance(schedule, str) and schedule not in SCHEDULES:
+        raise BadInput(f"There is no schedule {schedule!r}. Choose {', '.join(SCHEDULES)}, or give a function of the progress 0..1.")
+    function = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+    last = 0.0
+    for number in range(1, steps + 1):
+        share = function(number / steps)
+        if not last <= share <= 1 or (number == steps and not math.isclose(share, 1)):
+            raise BadInput(f"The schedule gives {share} at {number / steps:.2f}. It must rise from 0 to 1 and end at 1.")
+        last = share
+        yield share
+
+
+def name_of(value: str | Callable[..., object]) -> str:
+    return value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
+
+
+def still(gone: float, of: str, dense: Structure, keep: Keep, units: Structure) -> float:
+    """The fraction of the smaller model's cost to remove, so that `gone` of the dense model's cost is gone."""
+    whole, here = cost(dense, all_kept(dense), of), cost(units, all_kept(units), of)
+    fixed = cost(dense, keep, of) - here if of == "units" else 0.0  # units that can no longer leave, since their groups have no other
+    return min(1.0, max(0.0, 1 - ((1 - gone) * whole - fixed) / here)) if here else 0.0
+
+
+def composed(dense: Structure, keep: Keep, units: Structure, cut: Plan) -> Keep:
+    """The dense model's units that are left: those of which some index of some tensor is left."""
+    assert isinstance(dense, Channels)
+    kept = {
+        name: tuple(
+            index if later is None else (torch.arange(dense.shapes[name][dim]) if index is None else index)[later]
+            for dim, (index, later) in enumerate(zip(pad(dense.kept(keep).get(name), dense.shapes[name]), pad(cut.kept.get(name), dense.shapes[name])))
+        )
+        for name in dense.index
+    }
+    return units_in(dense, kept)
+
+
+def pad(indices: tuple[Tensor | None, ...] | None, shape: tuple[int, ...]) -> tuple[Tensor | None, ...]:
+    return indices if indices is not None else (None,) * len(shape)
+
+
+def units_in(dense: Channels, kept: dict[str, tuple[Tensor | None, ...]]) -> Keep:
+    """A unit is left where some index that lies in it is."""
+    left = torch.zeros(1 + sum(group.size for group in dense.groups.values()), dtype=torch.bool)
+    for name, dims in dense.index.items():
+        for dim, units in enumerate(dims):
+            if units is not None:
+                index = pad(kept.get(name), dense.shapes[name])[dim]
+                left[units if index is None else units[:, index]] = True
+    parts = left[1:].split([group.size for group in dense.groups.values()])
+    return dict(zip(dense.groups, parts))
+
+
+def plan_of(dense: Structure, keep: Keep, cut: Plan, made: dict[str, object]) -> Plan:
+    start, end = costs(dense, all_kept(dense)), costs(dense, keep)
+    return Plan(
+        "channels", keep, dense.kept(keep), dense.sizes(keep), dict(dense.shapes), dense.digest, {name: (start[name], end[name]) for name in start},
+        {**made, "cut": cut.made.get("cut"), "threshold": None},
+        {name: group.approximate for name, group in dense.groups.items() if group.approximate},
+        {name: group.frozen for name, group in dense.frozen.items()},
+    )  # fmt: skip
+
+
+def kept_units(dense: Structure, plan: Plan, now: nn.Module) -> Keep:
+    if isinstance(dense, Channels):
+        return units_in(dense, plan.kept)
+    zeros = masks_of(now)
+    return {name: zeros.get(name, torch.ones(group.shape, dtype=torch.bool)) for name, group in dense.groups.items()}
+
+
+def after(now: nn.Module, example: object, structure: str, exact: bool, dense: Structure) -> Structure:
+    return dense if structure == "weights" else structure_of(now, example, structure, exact)
+
+
+def round_folder(checkpoint: str | Path, number: int) -> Path:
+    return Path(checkpoint) / f"round-{number}"
+
+
+def resumed(model: nn.Module, checkpoint: str | Path | None, settings: dict[str, object], digest: str) -> tuple[nn.Module, int]:
+    """The model of the last finished round and its number; the dense model and 0 where there is none."""
+    if checkpoint is None:
+        return model, 0
+    done = 0
+    while (round_folder(checkpoint, done + 1) / "plan.json").exists():
+        done += 1
+    if done == 0:
+        return model, 0
+    folder = round_folder(checkpoint, done)
+    then = json.loads((folder / "settings.json").read_text())
+    plan = read_plan(folder)
+    for name, value in {**settings, "digest": digest}.items():
+        was = plan.digest if name == "digest" else then.get(name)
+        if was != value:
+            raise BadInput(f"{folder} is of a run with {name} {was!r}, but this one has {value!r}. Give the same settings, or another checkpoint folder.")
+    now = load(folder, lambda: twin(model, lambda _, tensor: tensor.clone()))
+    if plan.structure == "weights":
+        hold(now, masks_of(now))
+    return now, done
+

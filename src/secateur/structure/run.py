@@ -1,0 +1,63 @@
+"""One labelled run of a model: on a copy without values (on the `meta` device) where it can be, on a copy on its own device where not."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import BadInput
+from ..task import call
+from .cut import to_meta, twin
+from .rules import flat
+from .sizes import remember
+from .trace import SizesSeen, Trace, named_modules_followed
+from .watch import like_the_trace
+
+
+def traced(model: nn.Module, example: object, fixed: set[tuple[str, str]]) -> tuple[Trace, nn.Module, object]:
+    """The trace, the copy that was run and the example as it was given to it."""
+    on_meta = twin(model, lambda _, value: torch.empty_like(value, device="meta"))
+    try:
+        return run(on_meta, to_meta(example), fixed), on_meta, to_meta(example)
+    except Exception as meta_failed:  # the model reads a value, mixes devices or does not fit the example: only a real run can tell
+        real = twin(model, lambda _, value: value.clone())
+        try:
+            trace = run(real, example, fixed)
+        except Exception as error:
+            raise BadInput(
+                f"The model cannot run on the example: {type(error).__name__}: {first_line(error)}. Give an example with the shapes and types of its inputs."
+            ) from error
+        trace.values_read = trace.values_read or [f"(could not run on the meta device: {first_line(meta_failed)})"]
+        return trace, real, example
+
+
+def run(model: nn.Module, example: object, fixed: set[tuple[str, str]]) -> Trace:
+    trace = Trace(fixed=fixed)
+    remember(model)
+    for _, value in [*model.named_parameters(), *model.named_buffers()]:
+        trace.put(value, tuple(trace.labels.fresh(size) if size > 1 else np.zeros((0, size), np.int64) for size in value.shape))
+    for name, value in model.named_parameters():
+        trace.origin[id(value)] = name
+    with like_the_trace(model), torch.no_grad(), named_modules_followed(model, trace), SizesSeen(trace), trace:
+        outputs = call(model, example)
+    trace.labels.step, trace.labels.place = -1, ""
+    for value in flat(outputs):
+        if isinstance(value, Tensor):
+            for dim in trace[value]:
+                trace.labels.freeze(dim, "an output of the model")
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if id(value) not in trace.used:
+            for dim in trace[value]:
+                trace.labels.freeze(dim, f"{name} is not used in this run")
+    return trace
+
+
+def macs_per_element(trace: Trace, example: object) -> dict[str, float]:
+    """Parameter -> multiply-accumulates per element and sample."""
+    batch = next((leaf.shape[0] for leaf in flat(example) if isinstance(leaf, Tensor) and leaf.dim()), 1)
+    return {name: macs / batch for name, macs in trace.macs.items()}
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]

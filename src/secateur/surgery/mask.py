@@ -1,0 +1,39 @@
+"""Zero the removed weights: the same function as the smaller model's, at the old size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..plan import Plan, check_fits
+from ..structure.cut import twin
+from ..tree import Tree
+from .hold import hold
+
+
+def masks(plan: Plan) -> Tree:
+    """Parameter -> a bool tensor of its shape, True where the plan keeps it; only parameters of which something is removed."""
+    if plan.structure == "weights":
+        return {name: mask for name, mask in plan.keep.items() if not mask.all()}
+    return {name: inside(plan.shapes[name], indices) for name, indices in plan.kept.items()}
+
+
+def inside(shape: tuple[int, ...], indices: tuple[Tensor | None, ...]) -> Tensor:
+    """True at the elements all of whose indices are kept."""
+    mask = torch.ones((), dtype=torch.bool)
+    for dim, index in enumerate(indices):
+        line = torch.ones(shape[dim], dtype=torch.bool) if index is None else torch.zeros(shape[dim], dtype=torch.bool).index_fill(0, index, True)
+        mask = mask & line.view([-1 if d == dim else 1 for d in range(len(shape))])
+    return mask
+
+
+def mask(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of `model` in which what the plan removes is zero, and gets no gradient: whatever optimizer trains it, it stays zero.
+
+    Raises PlanMismatch where the plan was made for another model.
+    """
+    check_fits(plan.shapes, model)
+    copy = twin(model, lambda _, value: value.clone())
+    parameters = dict(copy.named_parameters())
+    hold(copy, {name: kept for name, kept in masks(plan).items() if name in parameters})
+    return copy

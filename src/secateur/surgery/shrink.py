@@ -1,0 +1,21 @@
+"""Really make tensors smaller."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..plan import Plan, check_fits
+from ..structure.cut import cut
+from .mask import mask
+
+
+def shrink(model: nn.Module, plan: Plan) -> nn.Module:
+    """A smaller copy of `model`: of every tensor the kept indices, in the user's own classes, whose sizes follow.
+
+    Where the plan removes single connections there is nothing to make smaller, and the copy is the masked one.
+    Raises PlanMismatch where the plan was made for another model.
+    """
+    if plan.structure == "weights":
+        return mask(model, plan)
+    check_fits(plan.shapes, model)
+    return cut(model, plan.kept, plan.sizes)
