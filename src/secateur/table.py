@@ -98,7 +98,8 @@ class Table:
     def rich(self) -> rich.table.Table:
         """For a terminal: a line per figure, a column per model, and beside each figure how it compares with the first model."""
         tables, text = need("rich.table", "report"), need("rich.text", "report")
-        drawn: rich.table.Table = tables.Table(caption="\n".join(self.notes) or None, caption_justify="left", header_style="bold")
+        notes = text.Text("\n".join(self.notes)) if self.notes else None  # names are text here, never markup
+        drawn: rich.table.Table = tables.Table(caption=notes, caption_justify="left", header_style="bold")
         drawn.add_column("")
         for row in self.rows:
             drawn.add_column(text.Text(row), justify="right", overflow="fold")
