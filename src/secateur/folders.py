@@ -48,7 +48,8 @@ def replacing(folder: Path) -> Iterator[Path]:
             try:
                 fresh.rename(folder)
             except BaseException:
-                aside(folder).rename(folder)
+                if not folder.exists():
+                    aside(folder).rename(folder)
                 raise
             aside(folder).rename(rest)
         else:
