@@ -1,0 +1,36 @@
+# make demo     from nothing to a table and secateur-demo/report.html
+# make test     the whole suite          make quick    without the slow tests
+# make lint     ruff and mypy            make wheel    dist/*.whl
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test quick lint wheel clean
+
+demo: $(VENV)/all.stamp
+	$(BIN)/secateur demo
+
+test: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations 15
+
+quick: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+wheel: $(VENV)/dev.stamp
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist secateur-demo .pytest_cache .mypy_cache .ruff_cache
+
+# A stamp is written last: an installation that was interrupted is made again. The extras are `all` and `dev`.
+$(VENV)/%.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	touch $@
