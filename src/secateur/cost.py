@@ -12,7 +12,7 @@ from .structure import Structure
 
 def units(structure: Structure, keep: Mapping[str, Tensor]) -> float:
     """Kept units."""
-    return float(sum(int(mask.sum()) for mask in keep.values()))
+    return float(sum(int(mask.count_nonzero()) for mask in keep.values()))
 
 
 def parameters(structure: Structure, keep: Mapping[str, Tensor]) -> float:

@@ -27,9 +27,8 @@ def layer(scores: Scores) -> Scores:
 
 def place(values: Tensor) -> Tensor:
     order = values.flatten().argsort(stable=True)
-    places = torch.empty(len(order), dtype=torch.float64)
-    places[order] = (torch.arange(len(order), dtype=torch.float64) + 0.5) / len(order)
-    return places.view(values.shape)
+    places = (torch.arange(len(order), dtype=torch.float64) + 0.5) / len(order)
+    return torch.empty_like(places).scatter_(0, order, places).view(values.shape)
 
 
 SCOPES: dict[str, Scope] = {"global": everywhere, "layer": layer}

@@ -102,14 +102,14 @@ def removal(ranking: Scores, keep: Keep, multiple: int) -> tuple[dict[str, Tenso
     parts = [blocks(values, multiple) for values in ranking.values()]
     marks = torch.cat([mark for _, mark in parts])
     ordered, order = marks.sort(stable=True)
-    step = torch.empty_like(order)
-    step[order] = torch.arange(len(order))
+    small = torch.int32 if len(order) < 2**31 else torch.int64  # the bisection reads all of it again and again
+    step = torch.empty(len(order), dtype=small).scatter_(0, order, torch.arange(len(order), dtype=small))
     leaves, start = {}, 0
     for (name, mask), (block, mark) in zip(keep.items(), parts):
-        leaves[name] = torch.full(mask.shape, -1)
+        leaves[name] = torch.full(mask.shape, -1, dtype=small)
         leaves[name][mask] = step[start : start + len(mark)][block]
         start += len(mark)
-    return leaves, ordered[: int(torch.isfinite(ordered).sum())]
+    return leaves, ordered[: int(torch.isfinite(ordered).count_nonzero())]
 
 
 def blocks(values: Tensor, multiple: int) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ class Weights:
         return {name: values[name] for name in self.groups}
 
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
-        return {name: int(keep[name].sum()) if name in keep else number for name, number in self.numel.items()}
+        return {name: int(keep[name].count_nonzero()) if name in keep else number for name, number in self.numel.items()}
 
     def kept(self, keep: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | None, ...]]:
         return {}
