@@ -34,8 +34,8 @@ def fisher(task: Task, structure: Structure) -> Iterator[Scores]:
 
     score_u = sum over i in u of g_i^2
 
-    g is the gradient of a batch's mean loss, so the diagonal is the exact one where every sample is its own context. Theis et al. (2018)
-    weigh each term by w_i^2 / 2; for that, see `hessian` and `taylor`.
+    g is the gradient of a batch's mean loss, so the diagonal is the exact one where every sample is its own context. It tells how sensitive
+    the loss is to the weights, not how far a removal moves them: for single connections, which `taylor` weighs by w_i^2, it ranks poorly.
     """
     for gradients in task.gradients():
         yield structure.reduce(tree.square(gradients))
