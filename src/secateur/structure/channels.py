@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import BadInput
 from ..tree import Scores, Tree
 from .cut import cut
 from .labels import CHANNEL, INNER, KERNEL, OUTER, Dim, Labels
@@ -17,7 +18,7 @@ from .run import macs_per_element, traced
 from .sizes import Attribute
 from .structure import Group, digest_of, shapes_of
 from .trace import Trace
-from .watch import Difference, watch
+from .watch import Difference, backward_fails, watch
 
 KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
 Index = tuple[Tensor | None, ...]  # per dimension, (factors, indices) numbers of units, 0: none
@@ -248,7 +249,10 @@ def trial(structure: Channels, dense: nn.Module, inputs: object, trace: Trace, n
     keep = {name: torch.randperm(group.size, generator=generator) >= group.size // 2 for name, group in structure.groups.items()}
     gates = structure._gates(keep).numpy()
     small = cut(dense, structure.kept(keep), structure.sizes(keep))
-    return watch(small, inputs, trace.steps, lambda dim: int(gates[numbers[trace.labels.resolve(dim)]].all(0).sum()))
+    difference = watch(small, inputs, trace.steps, lambda dim: int(gates[numbers[trace.labels.resolve(dim)]].all(0).sum()))
+    if difference is None and (error := backward_fails(small, inputs)) and not backward_fails(dense, inputs):
+        return Difference(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")
+    return difference
 
 
 def freeze(trace: Trace, difference: Difference) -> None:
@@ -261,7 +265,10 @@ def freeze(trace: Trace, difference: Difference) -> None:
             for dim in alive:
                 labels.freeze(dim, f"{difference.what} {step.op.removeprefix('aten::')} at {step.place}")
             return
-    raise AssertionError(f"nothing is left to freeze, and yet: {difference.what}")
+    alive = np.flatnonzero(labels.frozen[: labels.size] == 0)[None, 1:]
+    if not alive.size:
+        raise BadInput("Two runs of the model on the same example take different ways. Make its evaluation mode deterministic.")
+    labels.freeze(alive, difference.what)
 
 
 def attribute_of(model: nn.Module, where: str) -> object:

@@ -173,11 +173,11 @@ class Trace(TorchDispatchMode):
             if len(weights) == 1:
                 (name, x), = weights.items()
                 self.macs[name] = self.macs.get(name, 0.0) + flop_registry[packet](*args, **kwargs, out_val=out) / 2 / x.numel()
-        elif len(names) == 1:
-            (name, x), = names.items()
+        else:
             for y in outputs:
-                if y.numel() == x.numel() and id(y) not in self.origin:
-                    self.origin[id(y)] = name
+                whole = [name for name, x in names.items() if x.numel() == y.numel()]
+                if len(whole) == 1:
+                    self.origin.setdefault(id(y), whole[0])
 
     def place(self) -> str:
         """The user's line (the nearest frame outside PyTorch and this package) and the module at work."""

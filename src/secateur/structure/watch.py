@@ -49,7 +49,7 @@ class Watch(TorchDispatchMode):
 
 
 def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callable[[Dim], int]) -> Difference | None:
-    """The first difference between the run of `small` and the prediction; None where there is none, forward and backward."""
+    """The first difference between the run of `small` and the prediction; None where there is none."""
     mode = Watch(steps, size)
     try:
         with like_the_trace(small), torch.no_grad(), mode:
@@ -58,14 +58,21 @@ def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callabl
         return Difference(mode.at, str(difference))
     except Exception as error:  # whatever the user's code raises about a size that did not follow
         return Difference(mode.at, f"the smaller model fails ({type(error).__name__}) in")
-    try:
-        with like_the_trace(small), torch.enable_grad():
-            total = sum(value.sum() for value in flat(call(small, inputs)) if isinstance(value, Tensor) and value.requires_grad)
-        if isinstance(total, Tensor):
-            total.backward()
-    except Exception as error:
-        return Difference(len(steps) - 1, f"the smaller model fails backward ({type(error).__name__}) after")
     return None
+
+
+def backward_fails(model: nn.Module, inputs: object) -> str:
+    """The name of the error that a backward pass raises, or ""."""
+    try:
+        with like_the_trace(model), torch.enable_grad():
+            total = sum(value.sum() for value in flat(call(model, inputs)) if isinstance(value, Tensor) and value.requires_grad)
+            if isinstance(total, Tensor):
+                torch.autograd.backward(total)
+    except Exception as error:  # the user's code, whatever it raises
+        return type(error).__name__
+    finally:
+        model.zero_grad()
+    return ""
 
 
 @contextmanager
