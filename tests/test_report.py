@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
-import browser
 import pytest
 import torch
 from torch import Tensor
 
+import browser
 from secateur.errors import BadInput, Unreadable
 from secateur.plan import Plan
 from secateur.report import Story, figures, page, render, story_of, write_report
@@ -169,7 +170,7 @@ def test_the_headline_has_the_numbers():
 def test_ticks_are_few_round_and_around(low, high):
     ticks = figures.ticks(low, high)
     assert 2 <= len(ticks) <= 8 and ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9
-    steps = [b - a for a, b in zip(ticks, ticks[1:])]
+    steps = [b - a for a, b in pairwise(ticks)]
     assert max(steps) == pytest.approx(min(steps), rel=1e-3)
 
 

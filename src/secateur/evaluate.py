@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Protocol, TypeAlias, cast
 
@@ -14,7 +14,8 @@ from .errors import BadInput, MissingExtra, need
 from .footprint import cuda_of, first_line, footprint
 from .memory import peak_memories
 from .speed import latency
-from .table import Table, table_of
+from .table import Table as Table
+from .table import table_of
 from .task import call, describe, device_of, evaluating, split_batch, to
 
 LABELS = ("labels", "label", "targets", "target", "y")  # where a batch that is a dict keeps its classes
@@ -264,6 +265,7 @@ def compare(
     first = next(iter(models)) if dense is None else dense
     if first not in models:
         raise BadInput(f"There is no model {first!r} to compare with. Name one of {', '.join(models)}.")
+    most = max(batches, default=1)
     order = [first, *(name for name in models if name != first)]
     rows: dict[str, dict[str, float]] = {name: {} for name in order}
     notes: list[str] = []
@@ -274,7 +276,7 @@ def compare(
     if example is not None:
         chosen = {name: models[name] for name in order}
         if memory:
-            peaks, reasons = peak_memories(chosen, example, batch=max(batches, default=1))
+            peaks, reasons = peak_memories(chosen, example, batch=most)
             for name, peak in peaks.items():
                 if peak is not None:
                     rows[name]["memory"] = peak
@@ -283,4 +285,7 @@ def compare(
             for size, (median, p95) in times.items():
                 rows[name][f"ms_{size}"] = median
                 rows[name][f"ms_{size}_p95"] = p95
-    return table_of(rows, notes)
+    table = table_of(rows, notes)
+    if "memory" in table.columns:
+        table.columns["memory"] = replace(table.columns["memory"], title=f"memory, batch {most}")
+    return table

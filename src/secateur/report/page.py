@@ -117,8 +117,8 @@ def tuning(story: Story) -> list[Chart]:
         lines = {
             CURVES.get(name, name.replace("_", " ")): [{"x": at["epoch"], "y": at[name]} for at in epochs if name in at] for name in of
         }
-        title = f"{next(iter(lines)) if len(lines) == 1 else what} by epoch of fine-tuning"
-        drawn.append(chart(lines, "x", "y", title, ("epoch", what), shares=(False, False)))
+        said = next(iter(lines)) if len(lines) == 1 else what
+        drawn.append(chart(lines, "x", "y", f"{said} by epoch of fine-tuning", ("epoch", said), shares=(False, False)))
     return [one for one in drawn if one is not None and len(epochs) > 1]
 
 
