@@ -16,7 +16,7 @@ from .cost import cost, costs
 from .errors import BadInput, BudgetUnreachable, PlanMismatch
 from .plan import Plan
 from .scope import SCOPES, Scope
-from .structure import Structure, all_kept
+from .structure import Structure, all_kept, check_prunable
 from .tree import Keep, Scores
 
 ROUNDING = 1e-12  # of the total cost: (1 - 0.9) * 10 is a little less than 1
@@ -46,6 +46,7 @@ def select(
     A group keeps at least its highest-scored unit (or block). Equal scores leave in the order of the structure.
     Raises BadInput, and BudgetUnreachable naming the largest amount within reach.
     """
+    check_prunable(structure)
     check_scores(scores, structure)
     if (amount is None) == (threshold is None):
         raise BadInput("Give either amount= (the fraction to remove, 0..1) or threshold= (remove all units below this score).")

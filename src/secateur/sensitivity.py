@@ -25,7 +25,7 @@ from .contexts import CONTEXTS, Stream
 from .criteria import Criterion, criterion, name_of
 from .errors import BadInput, Unreadable
 from .reductions import Reductions, magnitude, normalised
-from .structure import Structure
+from .structure import Structure, check_prunable
 from .task import Task, device_of, plain, seeded
 from .tree import Scores
 
@@ -80,6 +80,7 @@ def measure(
     progress: called with (batches done, batches in all or None).
     Raises BadInput for scores that are not finite, naming the criterion and the context.
     """
+    check_prunable(structure)
     function, name = criterion_of(criterion), name_of(criterion)
     if contexts not in CONTEXTS:
         raise BadInput(f"There are no contexts {contexts!r}. Choose {', '.join(CONTEXTS)}.")

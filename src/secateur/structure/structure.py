@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..errors import NothingToPrune
 from ..tree import Keep, Scores, Tree
 
 
@@ -72,6 +73,13 @@ class Structure(Protocol):
 
     def sizes(self, keep: Mapping[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
         """New values of the attributes ("module.attribute") that the Python code of the model keeps sizes in."""
+
+
+def check_prunable(structure: Structure) -> None:
+    """Raises NothingToPrune, with the reasons, where no unit may be removed."""
+    if not structure.groups:
+        reasons = "; ".join(f"{name}: {group.frozen}" for name, group in list(structure.frozen.items())[:3]) or "no dimension of its weights is a channel"
+        raise NothingToPrune(f"The model has no unit that may be removed ({reasons}). Prune its connections instead: structure 'weights'.")
 
 
 def all_kept(structure: Structure) -> Keep:

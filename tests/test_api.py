@@ -1,0 +1,77 @@
+"""The pipeline in one call."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES
+from test_channels import outputs, same
+from torch import nn
+
+import secateur as sc
+
+
+def residual() -> nn.Module:
+    return next(case for case in CASES if case.name == "option a").model()
+
+
+def batches(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64), torch.randint(0, 3, (8,), generator=generator)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("structure", ["channels", "weights"])
+@pytest.mark.parametrize("of", ["units", "parameters", "macs", "bytes"])
+def test_the_budget_is_met_and_the_model_untouched(structure: str, of: str):
+    model, data = residual(), batches()
+    model.train()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    pruned = sc.prune(model, data[0][0], data, F.cross_entropy, structure=structure, of=of, amount=0.3, contexts="class", local=0.3)
+    dense, now = pruned.plan.cost[of]
+    assert now <= 0.7 * dense
+    assert torch.equal(torch.get_rng_state(), state) and model.training and all(value.grad is None for value in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert pruned.plan.made["criterion"] == "taylor" and pruned.plan.made["local"] == 0.3
+
+
+def test_one_call_is_the_stages_one_by_one():
+    model, data = residual(), batches()
+    pruned = sc.prune(model, data[0][0], data, F.cross_entropy, amount=0.4, of="macs", local=0.5, contexts="class")
+    structure = sc.channels(model, data[0][0])
+    measured = sc.measure(sc.Task(model, data, F.cross_entropy), structure, "taylor", contexts="class")
+    plan = sc.select(sc.merge(measured, local=0.5), structure, amount=0.4, of="macs")
+    assert all(torch.equal(pruned.plan.keep[name], keep) for name, keep in plan.keep.items())
+    small = sc.reestimate(sc.shrink(model, plan), model, data, plan)
+    same(outputs(small, data[0][0]), outputs(pruned.model, data[0][0]))
+
+
+def test_pruning_nothing_changes_nothing():
+    model, data = residual(), batches()
+    pruned = sc.prune(model, data[0][0], data, F.cross_entropy, amount=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), pruned.model.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        ({"amount": 1.5}, sc.BadInput, "0..1"),
+        ({"amount": 0.9999, "of": "macs"}, sc.BudgetUnreachable, "at most 0."),
+        ({"amount": 0.5, "structure": "neurons"}, sc.BadInput, "no structure 'neurons'"),
+        ({"amount": 0.5, "repair": "magic"}, sc.BadInput, "no repair 'magic'"),
+        ({"amount": 0.5, "criterion": "magic"}, sc.BadInput, "magic"),
+        ({"amount": 0.5, "of": "dollars"}, sc.BadInput, "dollars"),
+    ],
+)
+def test_bad_arguments_say_so(options, error, words):
+    data = batches(1)
+    with pytest.raises(error, match=words):
+        sc.prune(residual(), data[0][0], data, F.cross_entropy, **options)
+
+
+def test_a_model_without_a_prunable_unit_is_refused():
+    model = nn.Linear(4, 3)
+    with pytest.raises(sc.NothingToPrune, match="no unit"):
+        sc.prune(model, torch.randn(2, 4), [(torch.randn(2, 4), torch.tensor([0, 1]))], F.cross_entropy, amount=0.5)

@@ -1,0 +1,100 @@
+"""Gradual pruning: budgets along the way, optimizers that go on, runs that resume."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_api import batches, residual
+from test_channels import outputs, same
+from torch import nn
+
+import secateur as sc
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    model.train()
+    for inputs, targets in data:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    model.eval()
+
+
+@pytest.mark.parametrize("structure", ["channels", "weights"])
+@pytest.mark.parametrize("schedule", ["linear", "cubic"])
+@pytest.mark.parametrize("of", ["units", "macs"])
+def test_each_round_meets_its_share_and_the_last_the_amount(structure: str, schedule: str, of: str):
+    model, data = residual(), batches()
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
+    amounts = []
+    for step in sc.rounds(model, data[0][0], data, F.cross_entropy, structure=structure, schedule=schedule, amount=0.5, of=of, steps=3):
+        optimizer = step.rebind(optimizer)
+        train(step.model, optimizer, data)
+        share = sc.SCHEDULES[schedule](step.number / 3)
+        assert step.amount >= 0.5 * share - 1e-9
+        assert step.plan.cost[of][1] <= (1 - 0.5 * share) * step.plan.cost[of][0] + 1e-6
+        amounts.append(step.amount)
+        if structure == "weights":
+            dead = sum(int((value == 0).sum()) for value in step.model.parameters())
+            assert dead >= sum(int((~keep).sum()) for keep in step.plan.keep.values())
+    assert amounts == sorted(amounts) and len(amounts) == 3
+
+
+def test_the_plan_of_a_round_leads_from_the_dense_model_to_its_shapes():
+    model, data = residual(), batches()
+    for step in sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.6, of="macs", steps=3, repair=None):
+        again = sc.shrink(model, step.plan)
+        assert {name: value.shape for name, value in again.state_dict().items()} == {name: value.shape for name, value in step.model.state_dict().items()}
+        same(outputs(again, data[0][0]), outputs(step.model, data[0][0]))  # nothing was trained in between
+
+
+def test_a_run_that_stopped_goes_on_behind_its_last_finished_round(tmp_path):
+    model, data = residual(), batches()
+    settings = {"amount": 0.5, "of": "macs", "steps": 4}
+
+    def go(folder, stop=None):
+        made = []
+        for step in itertools.islice(sc.rounds(model, data[0][0], data, F.cross_entropy, checkpoint=folder, **settings), stop):
+            train(step.model, torch.optim.SGD(step.model.parameters(), lr=0.01), data)
+            made.append(step)
+        return made
+
+    whole = go(tmp_path / "whole")
+    assert [step.number for step in go(tmp_path / "cut", 3)] == [1, 2, 3]
+    rest = go(tmp_path / "cut")  # the third was handed over, but nobody came back from training it
+    assert [step.number for step in rest] == [3, 4]
+    same(outputs(rest[-1].model, data[0][0]), outputs(whole[-1].model, data[0][0]))
+    assert all(torch.equal(whole[-1].plan.keep[name], keep) for name, keep in rest[-1].plan.keep.items())
+    assert go(tmp_path / "cut") == []
+
+
+def test_masks_are_held_after_resuming(tmp_path):
+    model, data = residual(), batches()
+    settings = {"amount": 0.5, "structure": "weights", "steps": 3, "checkpoint": tmp_path}
+    for _ in itertools.islice(sc.rounds(model, data[0][0], data, F.cross_entropy, **settings), 2):
+        pass
+    for step in sc.rounds(model, data[0][0], data, F.cross_entropy, **settings):
+        train(step.model, torch.optim.Adam(step.model.parameters(), lr=0.01), data)
+        assert all((dict(step.model.named_parameters())[name][~keep] == 0).all() for name, keep in step.plan.keep.items())
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    model, data = residual(), batches()
+    for _ in sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.5, steps=2, checkpoint=tmp_path):
+        pass
+    with pytest.raises(sc.BadInput, match=r"amount 0.5, but this one has 0.4"):
+        next(sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.4, steps=2, checkpoint=tmp_path))
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    with pytest.raises(sc.BadInput, match="digest"):
+        next(sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.5, steps=2, checkpoint=tmp_path))
+
+
+@pytest.mark.parametrize("options, words", [({"steps": 0}, "at least 1"), ({"schedule": "magic"}, "no schedule"), ({"schedule": lambda t: 1 - t}, "must rise")])
+def test_bad_schedules_say_so(options, words):
+    data = batches(1)
+    with pytest.raises(sc.BadInput, match=words):
+        next(sc.rounds(residual(), data[0][0], data, F.cross_entropy, **{"amount": 0.5, **options}))
