@@ -79,7 +79,7 @@ def zoo(module: str) -> ModuleType:
     except RuntimeError as error:  # compiled for another torch
         name = module.partition(".")[0]
         raise BadInput(
-            f"{name} is installed but cannot be imported: {said(error)}. Install builds of it and of torchvision that fit torch {torch.__version__}."
+            f"{name} is installed but cannot be imported: {said(error)}. Install it, and torchvision, for torch {torch.__version__}."
         ) from error
 
 
