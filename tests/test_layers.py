@@ -75,5 +75,5 @@ def test_the_public_names_are_exactly_those_listed():
 def test_the_import_is_light():
     code = "import sys, secateur; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
-    heavy = {"typer", "rich", "sklearn", "accelerate", "jinja2", "torchmetrics", "PIL", "torchvision", "timm", "matplotlib", "pandas", "scipy"}
+    heavy = {"typer", "rich", "sklearn", "accelerate", "jinja2", "torchmetrics", "PIL", "torchvision", "timm", "matplotlib", "scipy"}
     assert not loaded & heavy
