@@ -117,7 +117,9 @@ def over_kept(model: nn.Module, inputs: object, reads: list[list[np.ndarray]]) -
 
 def permuted(model: nn.Module, structure: Channels, group: str, order: list[int]) -> nn.Module:
     """The model with the units of a group in another order: index by index, in plain Python."""
-    start = 1 + sum(g.size for name, g in structure.groups.items() if list(structure.groups).index(name) < list(structure.groups).index(group))
+    start = 1 + sum(
+        g.size for name, g in structure.groups.items() if list(structure.groups).index(name) < list(structure.groups).index(group)
+    )
     new = {start + unit: start + other for unit, other in enumerate(order)}
 
     def moved(name: str, value: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES
-from test_channels import outputs, same
 from torch import nn
 
 import secateur as sc
+from cases import CASES
+from test_channels import outputs, same
 
 
 def residual() -> nn.Module:
@@ -20,7 +20,10 @@ def residual() -> nn.Module:
 
 def batches(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64), torch.randint(0, 3, (8,), generator=generator)) for _ in range(count)]
+    return [
+        (torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64), torch.randint(0, 3, (8,), generator=generator))
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize("structure", ["channels", "weights"])

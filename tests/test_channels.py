@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from cases import CASES, Case
-from oracles import masked, over_kept, permuted, random_keep
 from torch import Tensor, nn
 
+from cases import CASES, Case
+from oracles import masked, over_kept, permuted, random_keep
 from secateur.errors import BadInput
 from secateur.structure import Channels, channels
 from secateur.structure.channels import gathered
@@ -62,7 +62,9 @@ def test_approximate_groups_equal_the_mask_with_statistics_over_what_is_kept(cas
     again, numbers = gathered(model, dense, trace, {}, exact=False)
     assert {name: group.size for name, group in again.groups.items()} == case.units
     gates = again._gates(keep).numpy()
-    reads = [[gates[numbers[trace.labels.resolve(dim)]].all(0) for dim in step.read] for step in trace.steps]  # what the first operand has kept
+    reads = [
+        [gates[numbers[trace.labels.resolve(dim)]].all(0) for dim in step.read] for step in trace.steps
+    ]  # what the first operand has kept
     small = cut(model, structure.kept(keep), structure.sizes(keep))
     same(outputs(small, inputs), over_kept(masked(model, structure, keep), inputs, reads))
 
@@ -154,7 +156,11 @@ def test_a_value_that_is_read_is_reported():
 def test_explain_names_units_coupling_and_what_is_frozen():
     case = next(case for case in CASES if case.name == "option a")
     text = channels(case.model(), case.inputs()).explain()
-    assert "c1: 4 units (channel)" in text and "through add at cases.py:" in text and "c3: 4 units, frozen: meets an input or a constant" in text
+    assert (
+        "c1: 4 units (channel)" in text
+        and "through add at cases.py:" in text
+        and "c3: 4 units, frozen: meets an input or a constant" in text
+    )
 
 
 def test_macs_are_those_that_torch_counts():
@@ -176,4 +182,9 @@ def test_macs_are_those_that_torch_counts():
 
 def test_channels_without_units_are_still_a_structure():
     structure = channels(nn.Linear(3, 2), torch.randn(1, 3))
-    assert isinstance(structure, Channels) and not structure.groups and structure.expand({})["weight"].all() and structure.reduce({"weight": torch.ones(2, 3), "bias": torch.ones(2)}) == {}
+    assert (
+        isinstance(structure, Channels)
+        and not structure.groups
+        and structure.expand({})["weight"].all()
+        and structure.reduce({"weight": torch.ones(2, 3), "bias": torch.ones(2)}) == {}
+    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES
-from oracles import random_keep
-from test_channels import outputs, same
 from torch import nn
 
 import secateur as sc
+from cases import CASES
+from oracles import random_keep
 from secateur.surgery import masks
+from test_channels import outputs, same
 
 
 def plan_for(model: nn.Module, structure: sc.Structure, seed: int = 0) -> sc.Plan:

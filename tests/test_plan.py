@@ -36,9 +36,9 @@ def test_a_plan_is_immutable_and_notes_are_new_plans():
 def test_what_does_not_fit_is_named():
     model, plan = made()
     check_fits(plan.shapes, model)
-    with pytest.raises(sc.PlanMismatch, match="with 2.weight, but this one has none"):
+    with pytest.raises(sc.PlanMismatch, match=r"with 2\.weight, but this one has none"):
         check_fits(plan.shapes, nn.Sequential(model[0]))
-    with pytest.raises(sc.PlanMismatch, match="has 3.weight, which the plan does not know"):
+    with pytest.raises(sc.PlanMismatch, match=r"has 3\.weight, which the plan does not know"):
         check_fits(plan.shapes, nn.Sequential(*model, nn.Linear(2, 2)))
 
 

@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from test_api import batches, residual
-from test_channels import outputs, same
 from torch import nn
 
 import secateur as sc
+from test_api import batches, residual
+from test_channels import outputs, same
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -47,7 +47,9 @@ def test_the_plan_of_a_round_leads_from_the_dense_model_to_its_shapes():
     model, data = residual(), batches()
     for step in sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.6, of="macs", steps=3, repair=None):
         again = sc.shrink(model, step.plan)
-        assert {name: value.shape for name, value in again.state_dict().items()} == {name: value.shape for name, value in step.model.state_dict().items()}
+        assert {name: value.shape for name, value in again.state_dict().items()} == {
+            name: value.shape for name, value in step.model.state_dict().items()
+        }
         same(outputs(again, data[0][0]), outputs(step.model, data[0][0]))  # nothing was trained in between
 
 
@@ -93,7 +95,9 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         next(sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.5, steps=2, checkpoint=tmp_path))
 
 
-@pytest.mark.parametrize("options, words", [({"steps": 0}, "at least 1"), ({"schedule": "magic"}, "no schedule"), ({"schedule": lambda t: 1 - t}, "must rise")])
+@pytest.mark.parametrize(
+    "options, words", [({"steps": 0}, "at least 1"), ({"schedule": "magic"}, "no schedule"), ({"schedule": lambda t: 1 - t}, "must rise")]
+)
 def test_bad_schedules_say_so(options, words):
     data = batches(1)
     with pytest.raises(sc.BadInput, match=words):

@@ -16,7 +16,9 @@ from secateur.structure.trace import Trace
 
 
 def factors(n: int) -> st.SearchStrategy[list[int]]:
-    return st.sampled_from([[n], *([k, n // k] for k in range(1, n + 1) if n % k == 0), *([k, 2, n // k // 2] for k in range(1, n + 1) if n % (2 * k) == 0)])
+    return st.sampled_from(
+        [[n], *([k, n // k] for k in range(1, n + 1) if n % k == 0), *([k, 2, n // k // 2] for k in range(1, n + 1) if n % (2 * k) == 0)]
+    )
 
 
 @given(factors(24), factors(24), st.data())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from test_mask import plan_for
 from torch import nn
 
 import secateur as sc
+from test_mask import plan_for
 
 
 def test_the_smaller_model_trains_on():

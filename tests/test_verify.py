@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from cases import CASES
 from torch import nn
 
 import secateur as sc
+from cases import CASES
 from secateur.surgery import unequal
 
 

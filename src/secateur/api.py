@@ -1,8 +1,8 @@
 """The pipeline on one page: from a trained model to a smaller one, and the reasons.
 
-    model + example --channels | weights--> Structure --.
-    model + data + loss --> Task ----------measure, per context--> Sensitivity --merge--> Scores
-    smaller model <--repair-- shrink | mask <-- Plan <--select under a budget--'
+model + example --channels | weights--> Structure --.
+model + data + loss --> Task ----------measure, per context--> Sensitivity --merge--> Scores
+smaller model <--repair-- shrink | mask <-- Plan <--select under a budget--'
 """
 
 from __future__ import annotations

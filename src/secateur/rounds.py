@@ -85,8 +85,8 @@ def rounds(
     shares = list(shares_of(schedule, steps))
     final = fraction(amount)
     settings = {
-        "amount": amount, "steps": steps, "schedule": name_of(schedule), "structure": structure, "criterion": name_of(criterion), "contexts": contexts,
-        "local": local, "of": of, "scope": scope, "multiple": multiple, "exact": exact, "repair": repair, "seed": seed,
+        "amount": amount, "steps": steps, "schedule": name_of(schedule), "structure": structure, "criterion": name_of(criterion),
+        "contexts": contexts, "local": local, "of": of, "scope": scope, "multiple": multiple, "exact": exact, "repair": repair, "seed": seed,
     }  # fmt: skip
     dense = structure_of(model, example, structure, exact)
     now, done = resumed(model, checkpoint, settings, dense.digest)
@@ -146,7 +146,9 @@ def composed(dense: Structure, keep: Keep, units: Structure, cut: Plan) -> Keep:
     kept = {
         name: tuple(
             index if later is None else (torch.arange(dense.shapes[name][dim]) if index is None else index)[later]
-            for dim, (index, later) in enumerate(zip(pad(dense.kept(keep).get(name), dense.shapes[name]), pad(cut.kept.get(name), dense.shapes[name])))
+            for dim, (index, later) in enumerate(
+                zip(pad(dense.kept(keep).get(name), dense.shapes[name]), pad(cut.kept.get(name), dense.shapes[name]))
+            )
         )
         for name in dense.index
     }
@@ -165,14 +167,15 @@ def units_in(dense: Channels, kept: dict[str, tuple[Tensor | None, ...]]) -> Kee
             if units is not None:
                 index = pad(kept.get(name), dense.shapes[name])[dim]
                 left[units if index is None else units[:, index]] = True
-    parts = left[1:].split([group.size for group in dense.groups.values()])
+    parts = torch.split(left[1:], [group.size for group in dense.groups.values()])
     return dict(zip(dense.groups, parts))
 
 
 def plan_of(dense: Structure, keep: Keep, cut: Plan, made: dict[str, object]) -> Plan:
     start, end = costs(dense, all_kept(dense)), costs(dense, keep)
     return Plan(
-        "channels", keep, dense.kept(keep), dense.sizes(keep), dict(dense.shapes), dense.digest, {name: (start[name], end[name]) for name in start},
+        "channels", keep, dense.kept(keep), dense.sizes(keep), dict(dense.shapes), dense.digest,
+        {name: (start[name], end[name]) for name in start},
         {**made, "cut": cut.made.get("cut"), "threshold": None},
         {name: group.approximate for name, group in dense.groups.items() if group.approximate},
         {name: group.frozen for name, group in dense.frozen.items()},
@@ -209,9 +212,10 @@ def resumed(model: nn.Module, checkpoint: str | Path | None, settings: dict[str,
     for name, value in {**settings, "digest": digest}.items():
         was = plan.digest if name == "digest" else then.get(name)
         if was != value:
-            raise BadInput(f"{folder} is of a run with {name} {was!r}, but this one has {value!r}. Give the same settings, or another checkpoint folder.")
+            raise BadInput(
+                f"{folder} is of a run with {name} {was!r}, but this one has {value!r}. Give the same settings or another folder."
+            )
     now = load(folder, lambda: twin(model, lambda _, tensor: tensor.clone()))
     if plan.structure == "weights":
         hold(now, masks_of(now))
     return now, done
-

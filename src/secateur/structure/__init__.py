@@ -5,4 +5,16 @@ from .rules import rule
 from .structure import Group, Structure, all_kept, check_prunable, digest_of, shapes_of
 from .weights import Weights, weights
 
-__all__ = ["Channels", "Group", "Structure", "Weights", "all_kept", "channels", "check_prunable", "digest_of", "rule", "shapes_of", "weights"]
+__all__ = [
+    "Channels",
+    "Group",
+    "Structure",
+    "Weights",
+    "all_kept",
+    "channels",
+    "check_prunable",
+    "digest_of",
+    "rule",
+    "shapes_of",
+    "weights",
+]

@@ -1,4 +1,4 @@
-"""The structure in which channels, neurons, hidden states and whole groups are units: what labels flowing through one run leave connected."""
+"""The structure in which channels, neurons, hidden states and whole groups are units: what labels, flowing through one run, connect."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Channels:
                     line = values[name].sum([d for d in range(values[name].dim()) if d != dim]) if values[name].dim() > 1 else values[name]
                     for units in index:
                         sums = sums.index_add(0, units.to(first.device), line)
-        parts = sums[1:].split([group.size for group in self.groups.values()]) if self.groups else ()
+        parts = torch.split(sums[1:], [group.size for group in self.groups.values()]) if self.groups else ()
         return dict(zip(self.groups, parts))
 
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
@@ -120,7 +120,9 @@ class Channels:
         """Groups, sizes, who is coupled with whom through which operator, what is frozen and why."""
         lines = []
         for name, group in self.groups.items():
-            lines.append(f"{name}: {group.size} units ({group.kind})" + (f", approximate: {group.approximate}" if group.approximate else ""))
+            lines.append(
+                f"{name}: {group.size} units ({group.kind})" + (f", approximate: {group.approximate}" if group.approximate else "")
+            )
             lines.append("  cut together: " + ", ".join(f"{member}[{dim}]" for member, dim in group.members))
             lines += [f"  through {how}" for how in group.through]
         for name, group in self.frozen.items():
@@ -133,8 +135,9 @@ class Channels:
 
 
 def channels(model: nn.Module, example: object, exact: bool = False) -> Channels:
-    """The units of `model` that can be removed whole, found by one run on `example` (a tensor, a tuple of arguments, a dict of keyword arguments).
+    """The units of `model` that can be removed whole, found by one run on `example`.
 
+    example: a tensor, a tuple of arguments or a dict of keyword arguments.
     exact: keep groups whole whose removal is only approximately the same as zeroing (a norm's statistic or a softmax runs over them).
     The model is not changed, and is run on a copy without values (on the `meta` device) where it can be.
     Before it is handed out, half of every group is removed on trial, and what then does not run as predicted is frozen.
@@ -158,7 +161,9 @@ def channels(model: nn.Module, example: object, exact: bool = False) -> Channels
 def gathered(model: nn.Module, dense: nn.Module, trace: Trace, uses: dict[str, float], exact: bool) -> tuple[Channels, np.ndarray]:
     """Units with the same memberships in all tensors of the run form a group. The second result numbers the labels' units."""
     labels = trace.labels
-    tensors = {name: tuple(labels.resolve(dim) for dim in trace[value]) for name, value in [*dense.named_parameters(), *dense.named_buffers()]}
+    tensors = {
+        name: tuple(labels.resolve(dim) for dim in trace[value]) for name, value in [*dense.named_parameters(), *dense.named_buffers()]
+    }
     signature = signatures(labels, [*tensors.values(), *(dims for step in trace.steps for dims in step.made)])
     order, names, members = order_of(tensors)
     frozen = labels.frozen.copy()
@@ -215,7 +220,7 @@ def gathered(model: nn.Module, dense: nn.Module, trace: Trace, uses: dict[str, f
 
 
 def signatures(labels: Labels, tensors: list[tuple[Dim, ...]]) -> np.ndarray:
-    """A number per label, equal for labels that lie in the same dimensions of the same tensors (a sum of random numbers, one a dimension)."""
+    """A number per label, equal for labels that lie in the same dimensions of the same tensors (a sum of random ones)."""
     random = np.random.default_rng(0)
     signature = np.zeros(labels.size, np.uint64)
     for dims in tensors:
@@ -265,10 +270,10 @@ def freeze(trace: Trace, difference: Difference) -> None:
             for dim in alive:
                 labels.freeze(dim, f"{difference.what} {step.op.removeprefix('aten::')} at {step.place}")
             return
-    alive = np.flatnonzero(labels.frozen[: labels.size] == 0)[None, 1:]
-    if not alive.size:
+    left = np.flatnonzero(labels.frozen[: labels.size] == 0)[None, 1:]
+    if not left.size:
         raise BadInput("Two runs of the model on the same example take different ways. Make its evaluation mode deterministic.")
-    labels.freeze(alive, difference.what)
+    labels.freeze(left, difference.what)
 
 
 def attribute_of(model: nn.Module, where: str) -> object:

@@ -58,7 +58,8 @@ def describe(module: nn.Module) -> None:
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.RNNBase):
-        module.input_size, module.hidden_size = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[0] // GATES.get(module.mode, 1)
+        inward, round_ = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+        module.input_size, module.hidden_size = inward.shape[1], round_.shape[0] // GATES.get(module.mode, 1)
 
 
 GATES = {"LSTM": 4, "GRU": 3}

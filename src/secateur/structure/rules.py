@@ -53,7 +53,18 @@ def pointwise(t: Trace, out: Any, *args: object, **kwargs: object) -> object:
     return tuple(dims if part.shape == out[0].shape else tuple(inert(size) for size in part.shape) for part in out)
 
 
-for untagged in ("hardswish", "log_sigmoid_forward", "rrelu_with_noise", "fill", "zero", "masked_fill", "bernoulli", "native_dropout", "normal", "uniform"):
+for untagged in (
+    "hardswish",
+    "log_sigmoid_forward",
+    "rrelu_with_noise",
+    "fill",
+    "zero",
+    "masked_fill",
+    "bernoulli",
+    "native_dropout",
+    "normal",
+    "uniform",
+):
     RULES[f"aten::{untagged}"] = RULES[f"aten::{untagged}_"] = pointwise  # as element-wise as the tagged ones
 
 

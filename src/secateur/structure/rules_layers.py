@@ -20,7 +20,7 @@ def convolution(
     t: Trace, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, stride: object, padding: object, dilation: object, transposed: bool,
     output_padding: object, groups: int, *args: object,
 ) -> Dims:  # fmt: skip
-    """x (n, groups * i, ...), w (groups * o, i, ...); transposed: w (groups * i, o, ...). Whole groups, inputs and outputs within a group."""
+    """x (n, groups * i, ...), w (groups * o, i, ...); transposed: w (groups * i, o, ...). Units: groups, and within them."""
     for dim in t[x][2:]:
         t.freeze(dim, "convolved along")
     for dim in t[w][2:]:
@@ -89,7 +89,14 @@ def added(t: Trace, out: Tensor, bias: Tensor, dims: Dims) -> Dims:
     return dims
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "cudnn_batch_norm", "batch_norm")
+@rule(
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_with_update",
+    "cudnn_batch_norm",
+    "batch_norm",
+)
 def batch_norm(t: Trace, out: Sequence[Tensor], x: Tensor, *args: object, **kwargs: object) -> tuple[Dims, ...]:
     """Statistics are each channel's own, so that a removed channel changes nothing elsewhere."""
     channel = t[x][1]

@@ -20,7 +20,10 @@ def reduction(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object)
     position = 1 if t.op in ("aten::norm", "aten::linalg_vector_norm") else 0  # these take the order of the norm first
     dim = kwargs.get("dim", args[position] if len(args) > position else None)
     every = range(x.dim())
-    axes = {d % x.dim() for d in ([dim] if isinstance(dim, int) and not isinstance(dim, bool) else dim if isinstance(dim, Sequence) and dim else every)}
+    axes = {
+        d % x.dim()
+        for d in ([dim] if isinstance(dim, int) and not isinstance(dim, bool) else dim if isinstance(dim, Sequence) and dim else every)
+    }
     positions = t.op in ("aten::max", "aten::min") and not isinstance(out, Tensor)  # (values, indices): an index would shift
     for d in axes:
         if positions:
@@ -52,7 +55,14 @@ def upsample1d(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object
     return spatial(t, out, x, 1)
 
 
-@rule("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+@rule(
+    "upsample_nearest2d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "_upsample_nearest_exact2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+)
 def upsample2d(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> object:
     return spatial(t, out, x, 2)
 

@@ -23,7 +23,21 @@ def view(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> D
     return dims
 
 
-@rule("detach", "clone", "alias", "_to_copy", "contiguous", "lift_fresh", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "dropout")
+@rule(
+    "detach",
+    "clone",
+    "alias",
+    "_to_copy",
+    "contiguous",
+    "lift_fresh",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "dropout",
+)
 def same(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Dims:
     return t[x]
 
@@ -100,7 +114,7 @@ def stack(t: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> Dim
 def split(t: Trace, out: Sequence[Tensor], x: Tensor, sizes: object, dim: int = 0) -> tuple[Dims, ...]:
     """Parts of equal size follow the dimension only if they lose the same indices."""
     dim %= x.dim()
-    ends = np.cumsum([part.shape[dim] for part in out])
+    ends = np.cumsum([part.shape[dim] for part in out]).tolist()
     parts = np.split(t[x][dim], ends[:-1], axis=1)
     if not t.apart(ends):
         for part in parts[1:]:
@@ -139,7 +153,16 @@ def flip(t: Trace, out: Tensor, x: Tensor, dims: Sequence[int]) -> Dims:
     return tuple(dim[:, ::-1] if d in axes else dim for d, dim in enumerate(t[x]))
 
 
-@rule("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "pad")
+@rule(
+    "constant_pad_nd",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+    "pad",
+)
 def pad(t: Trace, out: Tensor, x: Tensor, padding: Sequence[int], *args: object) -> Dims:
     """Indices that padding adds are inert; only constant padding reaches a labelled dimension."""
     dims = list(t[x])

@@ -26,7 +26,8 @@ def traced(model: nn.Module, example: object, fixed: set[tuple[str, str]]) -> tu
             trace = run(real, example, fixed)
         except Exception as error:
             raise BadInput(
-                f"The model cannot run on the example: {type(error).__name__}: {first_line(error)}. Give an example with the shapes and types of its inputs."
+                f"The model cannot run on the example: {type(error).__name__}: {first_line(error)}. "
+                "Give an example with the shapes and types of its inputs."
             ) from error
         trace.values_read = trace.values_read or [f"(could not run on the meta device: {first_line(meta_failed)})"]
         return trace, real, example
@@ -42,9 +43,9 @@ def run(model: nn.Module, example: object, fixed: set[tuple[str, str]]) -> Trace
     with like_the_trace(model), torch.no_grad(), named_modules_followed(model, trace), SizesSeen(trace), trace:
         outputs = call(model, example)
     trace.labels.step, trace.labels.place = -1, ""
-    for value in flat(outputs):
-        if isinstance(value, Tensor):
-            for dim in trace[value]:
+    for made in flat(outputs):
+        if isinstance(made, Tensor):
+            for dim in trace[made]:
                 trace.labels.freeze(dim, "an output of the model")
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if id(value) not in trace.used:

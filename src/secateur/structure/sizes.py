@@ -1,4 +1,4 @@
-"""Sizes that a model's Python code keeps (`groups`, `num_heads`, `normalized_shape`, a width for a `view`): which attribute reaches which call.
+"""Sizes that a model's Python code keeps (`groups`, `num_heads`, `normalized_shape`, a width for a `view`): which attribute reaches a call.
 
 The integers of a copy's modules are replaced by an `int` that remembers its attribute. It calculates like any other; where it arrives
 unchanged as an argument of a torch function, the attribute is known to set that size, and can follow when the size changes.

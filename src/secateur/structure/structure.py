@@ -50,14 +50,22 @@ class Structure(Protocol):
     shapes, digest: of every parameter and buffer, and of their values, so that a plan can say which model it was made for.
     """
 
-    kind: str
-    groups: dict[str, Group]
-    frozen: dict[str, Group]
-    numel: dict[str, int]
-    itemsize: dict[str, int]
-    uses: dict[str, float]
-    shapes: dict[str, tuple[int, ...]]
-    digest: str
+    @property
+    def kind(self) -> str: ...
+    @property
+    def groups(self) -> dict[str, Group]: ...
+    @property
+    def frozen(self) -> dict[str, Group]: ...
+    @property
+    def numel(self) -> dict[str, int]: ...
+    @property
+    def itemsize(self) -> dict[str, int]: ...
+    @property
+    def uses(self) -> dict[str, float]: ...
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    @property
+    def digest(self) -> str: ...
 
     def expand(self, keep: Mapping[str, Tensor]) -> Tree:
         """Kept units -> parameter masks: for each connection, the product over the units it lies in. `keep` may be real-valued."""
@@ -78,7 +86,10 @@ class Structure(Protocol):
 def check_prunable(structure: Structure) -> None:
     """Raises NothingToPrune, with the reasons, where no unit may be removed."""
     if not structure.groups:
-        reasons = "; ".join(f"{name}: {group.frozen}" for name, group in list(structure.frozen.items())[:3]) or "no dimension of its weights is a channel"
+        reasons = (
+            "; ".join(f"{name}: {group.frozen}" for name, group in list(structure.frozen.items())[:3])
+            or "no dimension of its weights is a channel"
+        )
         raise NothingToPrune(f"The model has no unit that may be removed ({reasons}). Prune its connections instead: structure 'weights'.")
 
 

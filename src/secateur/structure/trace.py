@@ -46,14 +46,14 @@ class Step:
 
 
 @dataclass
-class Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The labels of all tensors of a run. Rules call `t[x]`, `t.unite`, `t.freeze`, `t.approximates`, `t.split`, `t.size`, `t.made`."""
 
     labels: Labels = field(default_factory=Labels)
     fixed: set[tuple[str, str]] = field(default_factory=set)  # (operator, line) whose number of parts cannot follow
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dims: dict[int, Dims] = {}
         self.alive: list[Tensor] = []  # a tensor that died would give its id to another
         self.steps: list[Step] = []
@@ -120,11 +120,15 @@ class Trace(TorchDispatchMode):
     # the run ----------------------------------------------------------------------------------------------------------------------------
 
     def put(self, x: Tensor, dims: Dims) -> None:
-        assert tuple(dim.shape[1] for dim in dims) == tuple(x.shape), f"{self.op}: labels {[d.shape[1] for d in dims]} for a tensor {tuple(x.shape)}"
+        assert tuple(dim.shape[1] for dim in dims) == tuple(x.shape), (
+            f"{self.op}: labels {[d.shape[1] for d in dims]} for a tensor {tuple(x.shape)}"
+        )
         self.dims[id(x)] = dims
         self.alive.append(x)
 
-    def __torch_dispatch__(self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None) -> object:
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         self.step(func, args, kwargs, out)
@@ -141,43 +145,37 @@ class Trace(TorchDispatchMode):
         read = tuple(dim for x in inputs for dim in self[x])
         if self.op == "aten::_local_scalar_dense":
             self.values_read.append(place)
-        if outputs:
-            self.follow(func, args, kwargs, out, inputs, outputs, read)
-        self.count(func, args, kwargs, out, inputs, outputs)
+        rule = rule_of(func)
+        if rule is not None:
+            for x, dims in zip(outputs, made_by(rule(self, out, *args, **kwargs), out)):
+                self.put(x, dims)
+        elif outputs:
+            for dim in read:
+                self.labels.freeze(dim, "no rule for this operator:")
+            for x in outputs:
+                self.put(x, tuple(inert(size) for size in x.shape))
+        sources = {self.origin[id(x)]: x for x in inputs if id(x) in self.origin}
+        if func.overloadpacket in flop_registry:
+            self.count(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) / 2, sources)
+        else:
+            self.descend(sources, outputs)
         attributes = tuple(origin.attribute for origin in self.origins)
         if self.op not in SILENT:
             self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes, self.splits))
 
-    def follow(
-        self, func: Any, args: tuple[object, ...], kwargs: dict[str, object], out: object, inputs: list[Tensor], outputs: list[Tensor], read: Dims
-    ) -> None:
-        rule = rule_of(func)
-        if rule is not None:
-            result = rule(self, out, *args, **kwargs)
-            pairs = zip(outputs, [result] if isinstance(out, Tensor) else [dims for dims, x in zip(result, out) if isinstance(x, Tensor)])
-        else:
-            for dim in read:
-                self.labels.freeze(dim, "no rule for this operator:")
-            pairs = zip(outputs, [tuple(inert(size) for size in x.shape) for x in outputs])
-        for x, dims in pairs:
-            self.put(x, dims)
+    def count(self, macs: float, sources: dict[str, Tensor]) -> None:
+        """Attribute an operator's multiply-accumulates to the parameter that it multiplies by, in equal parts to its elements."""
+        weights = {name: x for name, x in sources.items() if x.dim() >= 2}
+        if len(weights) == 1:
+            ((name, x),) = weights.items()
+            self.macs[name] = self.macs.get(name, 0.0) + macs / x.numel()
 
-    def count(
-        self, func: Any, args: tuple[object, ...], kwargs: dict[str, object], out: object, inputs: list[Tensor], outputs: list[Tensor]
-    ) -> None:
-        """Attribute the operator's multiply-accumulates to the parameter that it multiplies by."""
-        names = {self.origin[id(x)]: x for x in inputs if id(x) in self.origin}
-        packet = func.overloadpacket
-        if packet in flop_registry:
-            weights = {name: x for name, x in names.items() if x.dim() >= 2}
-            if len(weights) == 1:
-                (name, x), = weights.items()
-                self.macs[name] = self.macs.get(name, 0.0) + flop_registry[packet](*args, **kwargs, out_val=out) / 2 / x.numel()
-        else:
-            for y in outputs:
-                whole = [name for name, x in names.items() if x.numel() == y.numel()]
-                if len(whole) == 1:
-                    self.origin.setdefault(id(y), whole[0])
+    def descend(self, sources: dict[str, Tensor], outputs: list[Tensor]) -> None:
+        """A tensor with as many elements as the one parameter it was computed from holds that parameter's elements."""
+        for y in outputs:
+            whole = [name for name, x in sources.items() if x.numel() == y.numel()]
+            if len(whole) == 1:
+                self.origin.setdefault(id(y), whole[0])
 
     def place(self) -> str:
         """The user's line (the nearest frame outside PyTorch and this package) and the module at work."""
@@ -186,6 +184,11 @@ class Trace(TorchDispatchMode):
             frame = frame.f_back
         line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else "?"
         return f"{line} ({self.modules[-1]})" if self.modules and self.modules[-1] else line
+
+
+def made_by(result: Any, out: object) -> list[Dims]:
+    """A rule's result, one entry for each tensor of the operator's output."""
+    return [result] if isinstance(out, Tensor) else [dims for dims, x in zip(result, flat(out)) if isinstance(x, Tensor)]
 
 
 def rule_of(func: Any) -> Callable[..., Any] | None:
@@ -211,7 +214,9 @@ class SizesSeen(TorchFunctionMode):
         super().__init__()
         self.trace = trace
 
-    def __torch_function__(self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None) -> object:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         self.trace.origins = origins_of(func, args, kwargs)
         try:

@@ -29,12 +29,14 @@ class Differs(Exception):
     """Stops the run at the first difference."""
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, steps: Sequence[Step], size: Callable[[Dim], int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps, self.size, self.at = steps, size, 0
 
-    def __torch_dispatch__(self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None) -> object:
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         out = func(*args, **(kwargs or {}))
         if name_of(func) in SILENT:
             return out
@@ -77,7 +79,7 @@ def backward_fails(model: nn.Module, inputs: object) -> str:
 
 @contextmanager
 def like_the_trace(model: nn.Module) -> Iterator[None]:
-    """The switches under which both runs take the same operators: plain kernels, no fused attention, evaluation mode, the caller's random state kept."""
+    """The switches under which both runs take the same operators: plain kernels, no fused attention, evaluation mode, random state kept."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     mkldnn = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags would also set (and warn about) TF32
     torch.backends.mha.set_fastpath_enabled(False)

@@ -22,7 +22,11 @@ def inside(shape: tuple[int, ...], indices: tuple[Tensor | None, ...]) -> Tensor
     """True at the elements all of whose indices are kept."""
     mask = torch.ones((), dtype=torch.bool)
     for dim, index in enumerate(indices):
-        line = torch.ones(shape[dim], dtype=torch.bool) if index is None else torch.zeros(shape[dim], dtype=torch.bool).index_fill(0, index, True)
+        line = (
+            torch.ones(shape[dim], dtype=torch.bool)
+            if index is None
+            else torch.zeros(shape[dim], dtype=torch.bool).index_fill(0, index, True)
+        )
         mask = mask & line.view([-1 if d == dim else 1 for d in range(len(shape))])
     return mask
 

@@ -26,7 +26,9 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
     generator = torch.Generator().manual_seed(seed)
     whole = all_kept(structure)
     halves = {
-        name: torch.randperm(group.size, generator=generator) >= group.size // 2 for name, group in structure.groups.items() if not group.approximate
+        name: torch.randperm(group.size, generator=generator) >= group.size // 2
+        for name, group in structure.groups.items()
+        if not group.approximate
     }
     precise, inputs = twin(model, double), doubled(example)
     if difference(precise, structure, {**whole, **halves}, inputs) <= TOLERANCE:
@@ -35,7 +37,9 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
     for name, half in halves.items():
         apart = difference(precise, structure, {**whole, name: half}, inputs)
         if apart > TOLERANCE:
-            reasons[name] = f"the smaller model computes something else than the masked one (they differ by {apart:.1e} of the largest output)"
+            reasons[name] = (
+                f"the smaller model computes something else than the masked one (they differ by {apart:.1e} of the largest output)"
+            )
     return reasons
 
 
