@@ -203,5 +203,7 @@ CASES = [
     Case("in place", lambda: Net(lambda n, x: n.b(n.a(x).relu_().mul_(2).add_(n.c(x))), a=conv(3, 6), c=conv(3, 6), b=conv(6, 2)), image(), {"a": 6}),
     Case("unused", lambda: Net(lambda n, x: n.b(n.a(x).relu()), a=nn.Linear(5, 6), b=nn.Linear(6, 2), c=nn.Linear(5, 6)), lambda: torch.randn(3, 5), {"a": 6}, {"c": "not used"}),
     Case("padded", lambda: nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 6, 3), nn.ZeroPad2d(2), nn.MaxPool2d(3, 2), nn.Conv2d(6, 2, 3, padding_mode="replicate", padding=1)), image(), {"1": 6}),
+    Case("indexed", lambda: Net(lambda n, x: n.b(n.a(x)[:, [0, 2]][torch.tensor([1, 0])].index_select(1, torch.tensor([1, 1, 0]))), a=nn.Linear(3, 6), b=nn.Linear(6, 2)), lambda: torch.randn(2, 4, 3), {"a": 6}),
+    Case("indexed by channel", lambda: Net(lambda n, x: n.b(n.a(x)[..., [0, 2, 1]]), a=nn.Linear(3, 6), b=nn.Linear(3, 2)), lambda: torch.randn(2, 4, 3), {}, {"a": "picked from by number"}),
     Case("permuted", lambda: Net(lambda n, x: n.b(n.a(x.permute(0, 2, 3, 1)).transpose(1, 3)).flatten(2), a=nn.Linear(3, 6), b=conv(6, 2)), image(), {"a": 6}),
 ]  # fmt: skip

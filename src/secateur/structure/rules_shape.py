@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .labels import inert, join, merge
@@ -137,6 +138,26 @@ def select(t: Trace, out: Tensor, x: Tensor, dim: int, index: int) -> Dims:
     dim %= x.dim()
     t.freeze(t[x][dim], "one index of it is selected")
     return t[x][:dim] + t[x][dim + 1 :]
+
+
+@rule("index_select")
+def index_select(t: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor) -> Dims:
+    t.freeze(t[x][dim], "picked from by number")
+    return replaced(t[x], dim, inert(out.shape[dim]))
+
+
+@rule("index")
+def index(t: Trace, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> Dims:
+    """Indexed dimensions are frozen, the others pass. What the indices make stands in their place, or first if they stood apart."""
+    at = [d for d, value in enumerate(indices) if value is not None]
+    if any(value is not None and value.dtype in (torch.bool, torch.uint8) for value in indices):
+        raise ValueError("a mask of values, whose size no label predicts")
+    for d in at:
+        t.freeze(t[x][d], "picked from by number")
+    rest = [dim for d, dim in enumerate(t[x]) if d not in at]
+    first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
+    made = [inert(size) for size in out.shape[first : first + out.dim() - len(rest)]]
+    return (*rest[:first], *made, *rest[first:])
 
 
 @rule("slice")

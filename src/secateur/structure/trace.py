@@ -120,9 +120,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # the run ----------------------------------------------------------------------------------------------------------------------------
 
     def put(self, x: Tensor, dims: Dims) -> None:
-        assert tuple(dim.shape[1] for dim in dims) == tuple(x.shape), (
-            f"{self.op}: labels {[d.shape[1] for d in dims]} for a tensor {tuple(x.shape)}"
-        )
+        if tuple(dim.shape[1] for dim in dims) != tuple(x.shape):
+            raise ValueError(f"labels {[d.shape[1] for d in dims]} for a tensor {tuple(x.shape)}")
         self.dims[id(x)] = dims
         self.alive.append(x)
 
@@ -145,13 +144,18 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read = tuple(dim for x in inputs for dim in self[x])
         if self.op == "aten::_local_scalar_dense":
             self.values_read.append(place)
-        rule = rule_of(func)
-        if rule is not None:
-            for x, dims in zip(outputs, made_by(rule(self, out, *args, **kwargs), out)):
-                self.put(x, dims)
-        elif outputs:
+        rule, problem = rule_of(func), ""
+        if rule is None:
+            problem = "no rule for this operator:"
+        else:
+            try:
+                for x, dims in zip(outputs, made_by(rule(self, out, *args, **kwargs), out)):
+                    self.put(x, dims)
+            except Exception as error:  # whoever wrote the rule: what it cannot do is frozen, like what has none
+                problem = f"the operator's rule does not fit this call ({error}):"
+        if problem and outputs:
             for dim in read:
-                self.labels.freeze(dim, "no rule for this operator:")
+                self.labels.freeze(dim, problem)
             for x in outputs:
                 self.put(x, tuple(inert(size) for size in x.shape))
         sources = {self.origin[id(x)]: x for x in inputs if id(x) in self.origin}
