@@ -1,0 +1,230 @@
+"""The command line: inspect, measure, prune, evaluate, report, demo. An error is one line on stderr and code 2; Ctrl-C is code 130."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .api import STRUCTURES, structure_of
+from .cli_prune import Asked, Stopped, prune_into
+from .cli_tables import by_model, frozen_table, groups_table, ranking_table, text, totals
+from .contexts import CONTEXTS
+from .errors import BadInput, SecateurError
+from .evaluate import compare
+from .files import load, read_plan, write_text_atomic
+from .frontends.data import data_of
+from .frontends.models import build_of, example_of
+from .journey import First, classification, criterion_of, example_in, loss_of, metrics_for, model_of, one_of
+from .progress import bars
+from .report import Story, render
+from .sensitivity import measure as measured
+from .sensitivity import write_sensitivity
+from .task import Task
+
+app = typer.Typer(
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Measure how much every connection of a neural network matters, cut those that matter least, and prove what it cost.",
+)  # fmt: skip
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function, package.module:function, timm:NAME, torchvision:NAME")]
+Weights = Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or a .pt/.pth/.th state dict")]
+Data = Annotated[str, typer.Option(metavar="DATA", help="file.py:function, folder:PATH, npz:PATH or digits")]
+Loss = Annotated[str | None, typer.Option(metavar="F.PY:NAME", help="loss(outputs, targets), else cross entropy")]
+Structure = Annotated[str, typer.Option(metavar="NAME", help=" or ".join(STRUCTURES))]
+Criterion = Annotated[str, typer.Option(metavar="NAME", help="taylor, fisher, hessian, magnitude, ... or f.py:name")]
+Contexts = Annotated[str, typer.Option(metavar="NAME", help="of local sensitivity: " + ", ".join(CONTEXTS))]
+Example = Annotated[str | None, typer.Option(metavar="SIZES", help="of the inputs: 1,3,32,32; else from the data")]
+Exact = Annotated[bool, typer.Option("--exact", help="leave groups whole that shrink only nearly exactly")]
+Samples = Annotated[int, typer.Option(metavar="N", help="training samples to measure on")]
+Batch = Annotated[int, typer.Option(metavar="N", help="samples a batch")]
+Seed = Annotated[int, typer.Option(metavar="N", help="of splits, order and chance")]
+Force = Annotated[bool, typer.Option("--force", help="replace a folder that is not ours")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, no table")]
+
+
+def example(line: str) -> str:
+    return f"\b\nExample:\n  secateur {line}"
+
+
+def say(quiet: bool, *drawn: object) -> None:
+    """On stdout, in 100 columns where it goes to a file."""
+    if not quiet:
+        console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+        for item in drawn:
+            console.print(item)
+
+
+@app.command(epilog=example("inspect net.py:build --example 1,3,32,32"))
+def inspect(
+    model: Model,
+    example: Annotated[str, typer.Option(metavar="SIZES", help="of the inputs: 1,3,32,32 or 1,16:int64")],
+    weights: Weights = None,
+    structure: Structure = "channels",
+    exact: Exact = False,
+) -> None:
+    """Show which units may leave, which stay whole and why, and what the model costs."""
+    one_of(structure, STRUCTURES, "structure")
+    found = structure_of(model_of(model, weights), example_of(example), structure, exact)
+    say(False, groups_table(found), *([frozen_table(found)] if found.frozen else []), totals(found))
+    say(False, *(f"note: {text(note)}" for note in getattr(found, "notes", ())))
+
+
+@app.command(epilog=example("measure net.py:build --data net.py:data --out s.safetensors"))
+def measure(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="where the sensitivity goes, .safetensors")],
+    weights: Weights = None,
+    example: Example = None,
+    loss: Loss = None,
+    structure: Structure = "channels",
+    criterion: Criterion = "taylor",
+    contexts: Contexts = "batch",
+    exact: Exact = False,
+    samples: Samples = 2048,
+    batch: Batch = 64,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how much every unit matters: over the data (global), and where it is needed most (local)."""
+    one_of(structure, STRUCTURES, "structure"), one_of(contexts, CONTEXTS, "context")
+    chosen = criterion_of(criterion)
+    refuse(out)
+    net, splits = model_of(model, weights, seed), data_of(data, seed, batch)
+    with bars(quiet) as bar:
+        found = structure_of(net, example_in(splits.train, example), structure, exact)
+        task = Task(net, First(splits.train, samples), loss_of(loss), seed)
+        sensitivity = measured(task, found, chosen, contexts, progress=bar("measuring"))
+    write_sensitivity(out, sensitivity)
+    say(quiet, ranking_table(sensitivity), f"{sensitivity.samples} samples, {sensitivity.count} contexts; written to {text(out)}")
+
+
+def refuse(file: Path) -> None:
+    """Raises BadInput, before anything is computed, where a file cannot be written."""
+    if file.is_dir() or not file.resolve().parent.is_dir():
+        raise BadInput(f"{file} cannot be written: {'it is a folder' if file.is_dir() else 'its folder does not exist'}. Name another file.")
+
+
+@app.command(epilog=example("prune net.py:build --data net.py:data --amount 0.5 --of macs --out out"))
+def prune(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="for the result, which appears whole or not at all")],
+    amount: Annotated[float | None, typer.Option(metavar="0..1", help="the fraction to remove, or give --threshold")] = None,
+    of: Annotated[str, typer.Option(metavar="COST", help="units, parameters, macs or bytes")] = "units",
+    threshold: Annotated[float | None, typer.Option(metavar="X", help="remove all units with a lower score")] = None,
+    weights: Weights = None,
+    example: Example = None,
+    loss: Loss = None,
+    structure: Structure = "channels",
+    criterion: Criterion = "taylor",
+    contexts: Contexts = "batch",
+    local: Annotated[float, typer.Option(metavar="0..1", help="the weight of local sensitivity")] = 0.0,
+    scope: Annotated[str, typer.Option(metavar="NAME", help="compare units global or by layer")] = "global",
+    multiple: Annotated[int, typer.Option(metavar="N", help="keep multiples of N units")] = 1,
+    exact: Exact = False,
+    schedule: Annotated[str, typer.Option(metavar="NAME", help="one-shot, linear or cubic")] = "one-shot",
+    steps: Annotated[int, typer.Option(metavar="N", help="rounds of a gradual schedule")] = 5,
+    repair: Annotated[str, typer.Option(metavar="NAME", help="statistics or none")] = "statistics",
+    tune: Annotated[int, typer.Option(metavar="EPOCHS", help="of fine-tuning, after every round")] = 0,
+    lr: Annotated[float, typer.Option(metavar="RATE", help="of fine-tuning")] = 1e-3,
+    distill: Annotated[float, typer.Option(metavar="0..1", help="the dense model's share of the loss")] = 0.0,
+    curve: Annotated[int, typer.Option(metavar="N", help="samples of the report's curve, 0: none")] = 512,
+    samples: Samples = 2048,
+    batch: Batch = 64,
+    seed: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove what matters least, repair, fine-tune, compare; a gradual run that was stopped goes on when it is run again."""
+    asked = Asked(
+        model, data, out, amount, of, threshold, weights, example, loss, structure, criterion, contexts, local, scope, multiple, exact,
+        schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force,
+    )  # fmt: skip
+    with bars(quiet) as bar:
+        story = prune_into(asked, bar)
+    say(quiet, by_model(story.table), *map(text, story.table.notes), f"{text(out)} has the model, its plan and report.html")
+
+
+@app.command(epilog=example("evaluate out --data net.py:data"))
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that prune wrote")],
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="else the data it was pruned with")] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="else the one that the plan names")] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="of the dense model, to compare with")] = None,
+    loss: Loss = None,
+    batch: Batch = 64,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Measure a pruned model anew on its test split: quality, size, speed."""
+    made = read_plan(folder).made
+    named, pile, seed = model or made.get("model"), data or made.get("data"), made.get("seed")
+    if not isinstance(named, str) or not isinstance(pile, str):
+        raise BadInput(f"The plan in {folder} does not say of which model and data it is. Give --model and --data.")
+    net = load(folder, build_of(named)).eval()
+    splits = data_of(pile, seed if isinstance(seed, int) else 0, batch)
+    models = {"pruned": net} if weights is None else {"dense": model_of(named, weights), "pruned": net}
+    with bars(quiet) as bar:
+        bar("evaluating")(0, None)
+        metrics = metrics_for(net, splits.validation, loss_of(loss))
+        table = compare(models, splits.test, metrics, example_in(splits.train))
+    say(False, by_model(table), *map(text, table.notes))
+
+
+@app.command(epilog=example("report out"))
+def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that prune wrote")]) -> None:
+    """Write report.html again, from the report.json of a result."""
+    read_plan(folder)
+    try:
+        told = (folder / "report.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{folder / 'report.json'} cannot be read: {error}. Prune again to have a new one.") from error
+    write_text_atomic(folder / "report.html", render(Story.from_json(told)))
+    say(False, f"{text(folder / 'report.html')} is written")
+
+
+@app.command(epilog=example("demo"))
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="for the report, the models and a cache")] = Path("secateur-demo"),
+    seed: Seed = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Train a small network on handwritten digits, prune it three ways, and show what each cost."""
+    from .demo import run_demo
+
+    with bars(quiet) as bar:
+        result = run_demo(out, seed, bar)
+    say(False, by_model(result.table), *map(text, result.sentences), "", f"The whole story: {text(out / 'report.html')}")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code. What goes wrong on purpose is one line on stderr, what does not is raised."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code: object = app(args=given or ["--help"], standalone_mode=False, prog_name="secateur")
+        return stopped("nothing was written") if code == 130 else code if isinstance(code, int) else 0
+    except Stopped as error:
+        return stopped(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return stopped("nothing was written")
+    except SecateurError as error:
+        return failed(str(error))
+    except Exception as error:
+        if (usage := getattr(error, "format_message", None)) is None:  # of an option that is missing or cannot be read
+            raise
+        return failed(f"{usage()} See secateur --help.")
+
+
+def stopped(kept: str) -> int:
+    print(f"\nsecateur: Stopped; {kept}.", file=sys.stderr)
+    return 130
+
+
+def failed(sentence: str) -> int:
+    print(f"secateur: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,311 @@
+"""`secateur prune`: from names to a folder with the smaller model, its plan and the proof, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import safetensors.torch
+from torch import nn
+
+from .api import STRUCTURES, repaired, structure_of
+from .contexts import CONTEXTS
+from .cost import COSTS
+from .errors import BadInput, Unreadable
+from .evaluate import compare
+from .files import check_writable, save, write_text_atomic
+from .finetune import finetune
+from .frontends.batches import Batches, Splits
+from .frontends.data import data_of
+from .journey import First, Metrics, criterion_of, curve_of, example_in, loss_of, machine, metrics_for, model_of, one_of
+from .plan import Plan
+from .progress import Bar
+from .report import Story, render, story_of
+from .rounds import rounds
+from .schedule import SCHEDULES
+from .scope import SCOPES
+from .select import finite, fraction, select
+from .sensitivity import Sensitivity, measure, merge, write_sensitivity
+from .structure import Structure
+from .surgery import shrink
+from .task import Loss, Task
+from .tree import Scores
+
+
+class Stopped(Exception):
+    """Ctrl-C; the text says what is kept."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of the command, in its order."""
+
+    model: str
+    data: str
+    out: Path
+    amount: float | None
+    of: str
+    threshold: float | None
+    weights: Path | None
+    example: str | None
+    loss: str | None
+    structure: str
+    criterion: str
+    contexts: str
+    local: float
+    scope: str
+    multiple: int
+    exact: bool
+    schedule: str
+    steps: int
+    repair: str
+    tune: int
+    lr: float
+    distill: float
+    curve: int
+    samples: int
+    batch: int
+    seed: int
+    force: bool
+
+    @property
+    def gradual(self) -> bool:
+        return self.schedule != "one-shot"
+
+    @property
+    def rounds(self) -> Path:
+        """Where a gradual run keeps its finished rounds."""
+        place = self.out.expanduser().resolve()
+        return place.with_name(f"{place.name}.rounds")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the names stand for."""
+
+    model: nn.Module
+    splits: Splits
+    loss: Loss
+    example: object
+    structure: Structure
+    metrics: Metrics
+
+    def measuring(self, asked: Asked) -> Iterable[object]:
+        return First(self.splits.train, asked.samples)
+
+    def training(self, asked: Asked) -> Iterable[object]:
+        train = self.splits.train
+        return train.shuffled(asked.seed) if isinstance(train, Batches) else train
+
+
+@dataclass(frozen=True)
+class Found:
+    """Models by the name of their row, the last one being the result, and what it rests on."""
+
+    models: dict[str, nn.Module]
+    plan: Plan
+    sensitivity: Sensitivity
+    scores: Scores | None
+    history: list[dict[str, float]]
+    notes: tuple[str, ...] = ()
+
+
+def prune_into(asked: Asked, bar: Bar) -> Story:
+    """Do it, and write the folder. Raises SecateurError with nothing written, Stopped on Ctrl-C."""
+    try:
+        check(asked)
+        given = read(asked)
+        found = gradually(asked, given, bar) if asked.gradual else at_once(asked, given, bar)
+        story = told(asked, given, found, bar)
+        write(asked, given, found, story)
+    except KeyboardInterrupt as error:
+        kept = f"the finished rounds are in {asked.rounds}, and the same command goes on from there" if asked.rounds.is_dir() else "nothing was written"
+        raise Stopped(kept) from error
+    return story
+
+
+def check(asked: Asked) -> None:
+    """What can be refused before anything is computed."""
+    one_of(asked.structure, STRUCTURES, "structure")
+    one_of(asked.contexts, CONTEXTS, "context")
+    one_of(asked.of, COSTS, "cost")
+    one_of(asked.scope, SCOPES, "scope")
+    one_of(asked.schedule, SCHEDULES, "schedule")
+    one_of(asked.repair, ("statistics", "none"), "repair")
+    if (asked.amount is None) == (asked.threshold is None):
+        raise BadInput("Give either --amount (the fraction to remove, 0..1) or --threshold (remove all units below this score).")
+    if asked.threshold is not None:
+        finite(asked.threshold)
+    else:
+        fraction(asked.amount)
+    if asked.gradual and asked.amount is None:
+        raise BadInput("A gradual schedule rises to an amount, not to a threshold. Give --amount, or --schedule one-shot.")
+    for name, value, least in (("multiple", asked.multiple, 1), ("steps", asked.steps, 1), ("samples", asked.samples, 1), ("tune", asked.tune, 0)):
+        if value < least:
+            raise BadInput(f"--{name} must be at least {least}, but it is {value}.")
+    for name, share in (("local", asked.local), ("distill", asked.distill)):
+        if not 0 <= share <= 1:
+            raise BadInput(f"--{name} must lie in 0..1, but it is {share}.")
+    if not 0 < asked.lr < float("inf"):
+        raise BadInput(f"--lr must be a positive number, but it is {asked.lr}. Try --lr 1e-3.")
+    criterion_of(asked.criterion)
+    check_writable(asked.out, asked.force)
+    if asked.gradual:
+        check_rounds(asked)
+
+
+def read(asked: Asked) -> Given:
+    model, loss = model_of(asked.model, asked.weights, asked.seed), loss_of(asked.loss)
+    splits = data_of(asked.data, asked.seed, asked.batch)
+    example = example_in(splits.train, asked.example)
+    structure = structure_of(model, example, asked.structure, asked.exact)
+    return Given(model, splits, loss, example, structure, metrics_for(model, splits.validation, loss))
+
+
+# two ways -------------------------------------------------------------------------------------------------------------------------------
+
+
+def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
+    """Measure, select, shrink, repair, fine-tune."""
+    task = Task(given.model, given.measuring(asked), given.loss, asked.seed)
+    sensitivity = measure(task, given.structure, criterion_of(asked.criterion), asked.contexts, progress=bar("measuring"))
+    scores = merge(sensitivity, asked.local)
+    plan = select(
+        scores, given.structure, asked.amount, asked.of, asked.scope, asked.threshold, asked.multiple,
+        criterion=sensitivity.criterion, contexts=asked.contexts, local=asked.local, samples=sensitivity.samples, exact=asked.exact,
+    )  # fmt: skip
+    now = shrink(given.model, plan)
+    models = {"dense": given.model, "pruned": now}
+    if asked.repair != "none":
+        bar("re-estimating batch norms")
+        models["repaired"] = now = repaired(now, given.model, given.measuring(asked), plan, asked.repair)
+    history: list[dict[str, float]] = []
+    if asked.tune:
+        models["tuned"], history = tuned(asked, given, now, None, bar("fine-tuning"))
+    return Found(models, plan, sensitivity, scores, history)
+
+
+def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
+    """Round by round, each fine-tuned; after a kill, from the last finished round and epoch."""
+    assert asked.amount is not None
+    claim_rounds(asked)
+    name, found, history = f"after {asked.steps} rounds", None, []
+    for step in rounds(
+        given.model, given.example, given.measuring(asked), given.loss, amount=asked.amount, steps=asked.steps, schedule=asked.schedule,
+        structure=asked.structure, criterion=criterion_of(asked.criterion), contexts=asked.contexts, local=asked.local, of=asked.of,
+        scope=asked.scope, multiple=asked.multiple, exact=asked.exact, repair=None if asked.repair == "none" else asked.repair,
+        checkpoint=asked.rounds, seed=asked.seed, progress=bar("measuring, round by round"),
+    ):  # fmt: skip
+        if asked.tune:
+            stage = f"fine-tuning, round {step.number} of {step.steps}"
+            after, epochs = tuned(asked, given, step.model, asked.rounds / f"tune-{step.number}", bar(stage))
+            step.model.load_state_dict(after.state_dict())
+            history += epochs
+        scores = merge(step.sensitivity, asked.local) if asked.structure == "weights" else None
+        found = Found({"dense": given.model, name: step.model}, step.plan, step.sensitivity, scores, history)
+    if found is None:  # stopped after the last round, before the result was written
+        forget_rounds(asked)
+        return gradually(asked, given, bar)
+    note = "Sensitivity was measured anew in every round; what is shown of it is of the last round."
+    return replace(found, notes=(note,))
+
+
+def tuned(asked: Asked, given: Given, model: nn.Module, checkpoint: Path | None, tell: object) -> tuple[nn.Module, list[dict[str, float]]]:
+    teacher = given.model if asked.distill else None
+
+    def once() -> tuple[nn.Module, list[dict[str, float]]]:
+        done = finetune(
+            model, given.training(asked), given.loss, asked.tune, validation=given.splits.validation, lr=asked.lr, teacher=teacher,
+            distill=asked.distill, checkpoint=checkpoint, seed=asked.seed, progress=tell,
+        )  # fmt: skip
+        return done.model, done.history
+
+    try:
+        return once()
+    except Unreadable:  # a checkpoint of this round as it was measured with other threads or kernels: tune it from the start
+        if checkpoint is None or not checkpoint.is_dir():
+            raise
+        shutil.rmtree(checkpoint)
+        return once()
+
+
+# the rounds of a gradual run --------------------------------------------------------------------------------------------------------------
+
+
+def settings(asked: Asked) -> dict[str, str]:
+    return {name: str(value) for name, value in asdict(asked).items() if name not in ("out", "force", "curve")}
+
+
+def check_rounds(asked: Asked) -> None:
+    """Raises BadInput where the folder of rounds is not of this command's run."""
+    if not asked.rounds.exists() or (asked.rounds.is_dir() and not any(asked.rounds.iterdir())):
+        return
+    try:
+        then = json.loads((asked.rounds / "run.json").read_text(encoding="utf-8"))
+        assert isinstance(then, dict)
+    except (OSError, ValueError, AssertionError) as error:
+        raise BadInput(f"{asked.rounds} is in the way of the rounds of this run, and is not secateur's. Move it, or name another --out.") from error
+    for name, value in settings(asked).items():
+        if then.get(name) != value:
+            raise BadInput(
+                f"{asked.rounds} keeps the rounds of a run that was stopped, with --{name} {then.get(name)} where this one has {value}. "
+                f"Give the same options to go on with it, or delete the folder."
+            )
+
+
+def claim_rounds(asked: Asked) -> None:
+    asked.rounds.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(asked.rounds / "run.json", json.dumps(settings(asked), indent=1))
+
+
+def forget_rounds(asked: Asked) -> None:
+    """Remove the rounds, and nothing else that may lie there."""
+    for path in [*asked.rounds.glob("round-*"), *asked.rounds.glob("tune-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+    (asked.rounds / "run.json").unlink(missing_ok=True)
+    if asked.rounds.is_dir() and not any(asked.rounds.iterdir()):
+        asked.rounds.rmdir()
+
+
+# the proof --------------------------------------------------------------------------------------------------------------------------------
+
+
+def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
+    """The curve on the validation split, and the table on the test split, which nothing before this has looked at."""
+    curve: dict[str, list[dict[str, float]]] = {}
+    if asked.curve:
+        label = asked.criterion + (f", local {asked.local:g}" if asked.local else "")
+        task = Task(given.model, given.measuring(asked), given.loss, asked.seed)
+        whole = found.scores if not asked.gradual else merge(measure(task, given.structure, criterion_of(asked.criterion), asked.contexts), asked.local)
+        assert whole is not None
+        curve = curve_of(
+            given.model, First(given.splits.validation, asked.curve), {label: whole}, given.measuring(asked), given.loss, given.structure,
+            asked.of, asked.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),
+        )  # fmt: skip
+    bar("comparing on the test split")
+    table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
+    notes = [*found.notes, *(["The curve is on validation data, straight after the cut, with nothing repaired."] if curve else [])]
+    return story_of(
+        found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=asked.local,
+        title=f"{asked.model}, pruned", machine=machine(), notes=notes,
+    )  # fmt: skip
+
+
+def write(asked: Asked, given: Given, found: Found, story: Story) -> None:
+    """One folder, whole or not at all; then the rounds are no longer needed."""
+    made = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(asked).items() if key not in ("out", "force", "curve")}
+    plan = found.plan.note(**{key: value for key, value in made.items() if key not in found.plan.made})
+    extra: dict[str, bytes | str] = {
+        "split.json": json.dumps(given.splits.record, indent=1), "report.json": story.to_json(), "report.html": render(story),
+    }  # fmt: skip
+    with TemporaryDirectory() as folder:
+        write_sensitivity(Path(folder) / "sensitivity.safetensors", found.sensitivity)
+        extra["sensitivity.safetensors"] = (Path(folder) / "sensitivity.safetensors").read_bytes()
+    if found.scores is not None:
+        extra["scores.safetensors"] = safetensors.torch.save({name: value.contiguous() for name, value in found.scores.items()})
+    save(asked.out, list(found.models.values())[-1], plan, asked.force, extra)
+    forget_rounds(asked)
