@@ -95,6 +95,16 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         next(sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.5, steps=2, checkpoint=tmp_path))
 
 
+def test_damaged_settings_of_a_round_are_refused(tmp_path):
+    model, data = residual(), batches()
+    for _ in sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.5, steps=2, checkpoint=tmp_path):
+        pass
+    for text in ("", "[1]", "{"):
+        (tmp_path / "round-2" / "settings.json").write_text(text)
+        with pytest.raises(sc.Unreadable, match=r"settings\.json"):
+            next(sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.5, steps=2, checkpoint=tmp_path))
+
+
 @pytest.mark.parametrize(
     "options, words", [({"steps": 0}, "at least 1"), ({"schedule": "magic"}, "no schedule"), ({"schedule": lambda t: 1 - t}, "must rise")]
 )

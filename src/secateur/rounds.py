@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from .api import Progress, repaired, structure_of
 from .cost import cost, costs
 from .criteria import Criterion
-from .errors import BadInput
+from .errors import BadInput, Unreadable
 from .files import load, read_plan, save
 from .optimizers import rebind
 from .plan import Plan
@@ -197,6 +197,17 @@ def round_folder(checkpoint: str | Path, number: int) -> Path:
     return Path(checkpoint) / f"round-{number}"
 
 
+def settings_in(folder: Path) -> dict[str, object]:
+    """The settings of a round that was kept. Raises Unreadable."""
+    try:
+        then = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{folder / 'settings.json'} cannot be read ({error}). Start the rounds anew in another folder.") from error
+    if not isinstance(then, dict):
+        raise Unreadable(f"{folder / 'settings.json'} holds no settings. Start the rounds anew in another folder.")
+    return then
+
+
 def resumed(model: nn.Module, checkpoint: str | Path | None, settings: dict[str, object], digest: str) -> tuple[nn.Module, int]:
     """The model of the last finished round and its number; the dense model and 0 where there is none."""
     if checkpoint is None:
@@ -207,7 +218,7 @@ def resumed(model: nn.Module, checkpoint: str | Path | None, settings: dict[str,
     if done == 0:
         return model, 0
     folder = round_folder(checkpoint, done)
-    then = json.loads((folder / "settings.json").read_text())
+    then = settings_in(folder)
     plan = read_plan(folder)
     for name, value in {**settings, "digest": digest}.items():
         was = plan.digest if name == "digest" else then.get(name)
