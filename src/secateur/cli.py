@@ -19,7 +19,7 @@ from .evaluate import compare
 from .files import load, read_plan, write_text_atomic
 from .frontends.data import data_of
 from .frontends.models import build_of, example_of
-from .journey import First, classification, criterion_of, example_in, loss_of, metrics_for, model_of, one_of
+from .journey import First, criterion_of, example_in, loss_of, metrics_for, model_of, one_of
 from .progress import bars
 from .report import Story, render
 from .sensitivity import measure as measured
@@ -31,13 +31,13 @@ app = typer.Typer(
     help="Measure how much every connection of a neural network matters, cut those that matter least, and prove what it cost.",
 )  # fmt: skip
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function, package.module:function, timm:NAME, torchvision:NAME")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function, a.module:function, timm:NAME, ...")]
 Weights = Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or a .pt/.pth/.th state dict")]
-Data = Annotated[str, typer.Option(metavar="DATA", help="file.py:function, folder:PATH, npz:PATH or digits")]
+Data = Annotated[str, typer.Option(metavar="DATA", help="f.py:name, folder:PATH, npz:PATH or digits")]
 Loss = Annotated[str | None, typer.Option(metavar="F.PY:NAME", help="loss(outputs, targets), else cross entropy")]
 Structure = Annotated[str, typer.Option(metavar="NAME", help=" or ".join(STRUCTURES))]
-Criterion = Annotated[str, typer.Option(metavar="NAME", help="taylor, fisher, hessian, magnitude, ... or f.py:name")]
-Contexts = Annotated[str, typer.Option(metavar="NAME", help="of local sensitivity: " + ", ".join(CONTEXTS))]
+Criterion = Annotated[str, typer.Option(metavar="NAME", help="fisher, magnitude, ... or f.py:name")]
+Contexts = Annotated[str, typer.Option(metavar="NAME", help=", ".join(CONTEXTS) + " (local sensitivity)")]
 Example = Annotated[str | None, typer.Option(metavar="SIZES", help="of the inputs: 1,3,32,32; else from the data")]
 Exact = Annotated[bool, typer.Option("--exact", help="leave groups whole that shrink only nearly exactly")]
 Samples = Annotated[int, typer.Option(metavar="N", help="training samples to measure on")]
@@ -48,7 +48,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, no table")]
 
 
 def example(line: str) -> str:
-    return f"\b\nExample:\n  secateur {line}"
+    return f"Example: secateur {line}"
 
 
 def say(quiet: bool, *drawn: object) -> None:
@@ -106,15 +106,16 @@ def measure(
 
 def refuse(file: Path) -> None:
     """Raises BadInput, before anything is computed, where a file cannot be written."""
-    if file.is_dir() or not file.resolve().parent.is_dir():
-        raise BadInput(f"{file} cannot be written: {'it is a folder' if file.is_dir() else 'its folder does not exist'}. Name another file.")
+    fact = "it is a folder" if file.is_dir() else "" if file.resolve().parent.is_dir() else "its folder does not exist"
+    if fact:
+        raise BadInput(f"{file} cannot be written: {fact}. Name another file.")
 
 
-@app.command(epilog=example("prune net.py:build --data net.py:data --amount 0.5 --of macs --out out"))
+@app.command(epilog=example("prune net.py:build --data net.py:data --amount 0.5 --out out"))
 def prune(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="for the result, which appears whole or not at all")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="for the result, whole or not at all")],
     amount: Annotated[float | None, typer.Option(metavar="0..1", help="the fraction to remove, or give --threshold")] = None,
     of: Annotated[str, typer.Option(metavar="COST", help="units, parameters, macs or bytes")] = "units",
     threshold: Annotated[float | None, typer.Option(metavar="X", help="remove all units with a lower score")] = None,
@@ -141,7 +142,7 @@ def prune(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove what matters least, repair, fine-tune, compare; a gradual run that was stopped goes on when it is run again."""
+    """Remove what matters least, repair, fine-tune, compare. A stopped gradual run goes on."""
     asked = Asked(
         model, data, out, amount, of, threshold, weights, example, loss, structure, criterion, contexts, local, scope, multiple, exact,
         schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force,

@@ -23,7 +23,7 @@ from .frontends.batches import Batches, Splits
 from .frontends.data import data_of
 from .journey import First, Metrics, criterion_of, curve_of, example_in, loss_of, machine, metrics_for, model_of, one_of
 from .plan import Plan
-from .progress import Bar
+from .progress import Bar, Tell
 from .report import Story, render, story_of
 from .rounds import rounds
 from .schedule import SCHEDULES
@@ -123,8 +123,9 @@ def prune_into(asked: Asked, bar: Bar) -> Story:
         story = told(asked, given, found, bar)
         write(asked, given, found, story)
     except KeyboardInterrupt as error:
-        kept = f"the finished rounds are in {asked.rounds}, and the same command goes on from there" if asked.rounds.is_dir() else "nothing was written"
-        raise Stopped(kept) from error
+        if asked.gradual and asked.rounds.is_dir():
+            raise Stopped(f"the finished rounds are in {asked.rounds}, and the same command goes on from there") from error
+        raise Stopped("nothing was written") from error
     return story
 
 
@@ -144,9 +145,12 @@ def check(asked: Asked) -> None:
         fraction(asked.amount)
     if asked.gradual and asked.amount is None:
         raise BadInput("A gradual schedule rises to an amount, not to a threshold. Give --amount, or --schedule one-shot.")
-    for name, value, least in (("multiple", asked.multiple, 1), ("steps", asked.steps, 1), ("samples", asked.samples, 1), ("tune", asked.tune, 0)):
-        if value < least:
-            raise BadInput(f"--{name} must be at least {least}, but it is {value}.")
+    for name, value in (("multiple", asked.multiple), ("steps", asked.steps), ("samples", asked.samples), ("batch", asked.batch)):
+        if value < 1:
+            raise BadInput(f"--{name} must be at least 1, but it is {value}.")
+    for name, value in (("tune", asked.tune), ("curve", asked.curve)):
+        if value < 0:
+            raise BadInput(f"--{name} must be 0 or more, but it is {value}.")
     for name, share in (("local", asked.local), ("distill", asked.distill)):
         if not 0 <= share <= 1:
             raise BadInput(f"--{name} must lie in 0..1, but it is {share}.")
@@ -214,7 +218,7 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
     return replace(found, notes=(note,))
 
 
-def tuned(asked: Asked, given: Given, model: nn.Module, checkpoint: Path | None, tell: object) -> tuple[nn.Module, list[dict[str, float]]]:
+def tuned(asked: Asked, given: Given, model: nn.Module, checkpoint: Path | None, tell: Tell) -> tuple[nn.Module, list[dict[str, float]]]:
     teacher = given.model if asked.distill else None
 
     def once() -> tuple[nn.Module, list[dict[str, float]]]:
@@ -248,7 +252,9 @@ def check_rounds(asked: Asked) -> None:
         then = json.loads((asked.rounds / "run.json").read_text(encoding="utf-8"))
         assert isinstance(then, dict)
     except (OSError, ValueError, AssertionError) as error:
-        raise BadInput(f"{asked.rounds} is in the way of the rounds of this run, and is not secateur's. Move it, or name another --out.") from error
+        raise BadInput(
+            f"{asked.rounds} is in the way of the rounds of this run, and is not secateur's. Move it, or name another --out."
+        ) from error
     for name, value in settings(asked).items():
         if then.get(name) != value:
             raise BadInput(
@@ -280,8 +286,9 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     if asked.curve:
         label = asked.criterion + (f", local {asked.local:g}" if asked.local else "")
         task = Task(given.model, given.measuring(asked), given.loss, asked.seed)
-        whole = found.scores if not asked.gradual else merge(measure(task, given.structure, criterion_of(asked.criterion), asked.contexts), asked.local)
-        assert whole is not None
+        whole = found.scores
+        if asked.gradual or whole is None:  # the scores of the last round are not those of the dense model
+            whole = merge(measure(task, given.structure, criterion_of(asked.criterion), asked.contexts), asked.local)
         curve = curve_of(
             given.model, First(given.splits.validation, asked.curve), {label: whole}, given.measuring(asked), given.loss, given.structure,
             asked.of, asked.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),
@@ -297,8 +304,8 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
 
 def write(asked: Asked, given: Given, found: Found, story: Story) -> None:
     """One folder, whole or not at all; then the rounds are no longer needed."""
-    made = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(asked).items() if key not in ("out", "force", "curve")}
-    plan = found.plan.note(**{key: value for key, value in made.items() if key not in found.plan.made})
+    options = {key: value for key, value in asdict(asked).items() if key not in ("out", "force", "curve", *found.plan.made)}
+    plan = found.plan.note(**{key: str(value) if isinstance(value, Path) else value for key, value in options.items()})
     extra: dict[str, bytes | str] = {
         "split.json": json.dumps(given.splits.record, indent=1), "report.json": story.to_json(), "report.html": render(story),
     }  # fmt: skip

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .cost import costs
 from .errors import need
-from .sensitivity import Sensitivity, normalised
+from .reductions import normalised
+from .sensitivity import Sensitivity
 from .structure import Group, Structure, all_kept
 from .table import Table, shown
 from .tree import Scores
@@ -16,12 +17,16 @@ from .tree import Scores
 if TYPE_CHECKING:
     import rich.table
 
-LEFT, RIGHT = "left", "right"
+Side = Literal["left", "right"]
+LEFT: Side = "left"
+RIGHT: Side = "right"
 
 
-def table(*columns: tuple[str, str], title: str = "") -> rich.table.Table:
+def table(*columns: tuple[str, Side], title: str = "") -> rich.table.Table:
     tables, box = need("rich.table", "cli"), need("rich.box", "cli")
-    drawn: rich.table.Table = tables.Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, header_style="bold")
+    drawn: rich.table.Table = tables.Table(
+        box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, header_style="bold"
+    )
     for name, side in columns:
         drawn.add_column(name, justify=side, overflow="fold")
     return drawn
@@ -65,7 +70,7 @@ def totals(structure: Structure) -> str:
 def ranking_table(sensitivity: Sensitivity) -> rich.table.Table:
     """Groups by their share of the sensitivity, the most important first, and which class needs most of their units most."""
     overall, local = shares(sensitivity.global_), shares(normalised(sensitivity.local))
-    columns = [("group", LEFT), ("units", RIGHT), ("global", RIGHT), ("local", RIGHT), ("per unit", RIGHT)]
+    columns: list[tuple[str, Side]] = [("group", LEFT), ("units", RIGHT), ("global", RIGHT), ("local", RIGHT), ("per unit", RIGHT)]
     drawn = table(*columns, *([("needed most by", LEFT)] if sensitivity.keys else []), title="Sensitivity by group")
     for name in sorted(overall, key=lambda name: -overall[name]):
         size = sensitivity.global_[name].numel()
@@ -105,7 +110,7 @@ def by_model(figures: Table) -> rich.table.Table:
     """Many models in a hundred columns: a line each, figures short."""
     columns = [name for name in SHORT if name in figures.columns]
     drawn = table(("", LEFT), *((SHORT[name][0], RIGHT) for name in columns))
-    drawn.padding = (0, 1, 0, 0)  # type: ignore[assignment]  # a property that takes what the constructor takes
+    drawn.padding = (0, 1, 0, 0)
     for row, values in figures.rows.items():
         above = next((name for name in figures.rows if row.startswith(f"{name}, ")), None)  # a variant of that row
         cells = [SHORT[name][1](values[name]).replace(" ", "") if name in values else "–" for name in columns]

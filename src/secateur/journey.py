@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -77,9 +78,12 @@ def example_in(data: Iterable[object], text: str | None = None) -> object:
         return example_of(text)
     for batch in data:
         inputs, _ = split_batch(batch)
-        size = samples_of(inputs)
-        return each(lambda leaf: leaf[:2] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else leaf, inputs)
+        return each(partial(two_of, samples_of(inputs)), inputs)
     raise BadInput("The data has no batch, so there is nothing to run the model on. Give at least one batch of (inputs, targets).")
+
+
+def two_of(size: int, leaf: object) -> object:
+    return leaf[:2] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else leaf
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,8 @@ def curve_of(
 
 def machine() -> str:
     """Where a report's figures were measured."""
-    threads = torch.get_num_threads()
-    return f"torch {torch.__version__}, {threads} thread{'s' if threads != 1 else ''} of {os.cpu_count()} on {platform.machine()}, {platform.system()}"
+    cores = f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}"
+    return f"torch {torch.__version__} with {torch.get_num_threads()} threads on {cores}"
 
 
 def refuse_foreign(folder: Path, known: Callable[[Path], bool]) -> Path:
