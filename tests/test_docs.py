@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from secateur.structure.rules import RULES
 
@@ -35,6 +37,33 @@ def test_a_criterion_and_a_rule_are_under_ten_lines(function: str):
     source = next(s for s in snippets(ROOT / "docs/adding.md") if f"def {function}(" in s)
     body = re.search(rf"(?:@.*\n)?def {function}\(.*\n(?:[ \t].*\n|\n)*?(?=\n\n|\Z)", source)
     assert body and len(body.group(0).strip().splitlines()) < 10
+
+
+def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("torchmetrics")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for inputs, targets in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+    batches = [(torch.randn(12, 1, 6, 6), torch.arange(12) % 3) for _ in range(3)]
+    model = build()
+    names = {
+        "model": model, "build": build, "train": train, "batches": batches, "test": batches, "example": batches[0][0],
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+    }  # fmt: skip
+    for snippet in snippets(ROOT / "README.md"):
+        exec(compile(snippet, "README.md", "exec"), names)
+    small, again = names["tuned"].model.eval(), names["again"].eval()  # type: ignore[attr-defined]
+    assert torch.equal(small(batches[0][0]), again(batches[0][0]))
+    assert names["step"].model[0].out_channels < 8  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
