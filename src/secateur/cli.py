@@ -218,7 +218,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if (usage := getattr(error, "format_message", None)) is None:  # of an option that is missing or cannot be read
             raise
-        return failed(f"{usage()} See secateur --help.")
+        return failed(f"{usage().strip().rstrip('.')}. See secateur --help.")
 
 
 def stopped(kept: str) -> int:

@@ -210,9 +210,8 @@ def gradual(dense: nn.Module, splits: Splits, seed: int, bar: Bar) -> Cut:
     """As many epochs in all, but one after each of as many rounds."""
     last, units = None, weights(dense)
     for step in rounds(
-        dense, example_in(splits.train), splits.train, classification, amount=CONNECTIONS, steps=TUNING, schedule="cubic", structure="weights",
-       
-        contexts="class", local=LOCAL, of="units", seed=seed, progress=bar("measuring, round by round"),
+        dense, example_in(splits.train), splits.train, classification, amount=CONNECTIONS, steps=TUNING, schedule="cubic",
+        structure="weights", contexts="class", local=LOCAL, of="units", seed=seed, progress=bar("measuring, round by round"),
     ):  # fmt: skip
         tuned = tuned_on(step.model, splits, seed + step.number, 1, bar, f"fine-tuning round {step.number}")
         step.model.load_state_dict(tuned.model.state_dict())
@@ -228,11 +227,11 @@ def tuned_on(model: nn.Module, splits: Splits, seed: int, epochs: int, bar: Bar,
 
 
 WAYS: Mapping[str, Callable[[nn.Module, Splits, int, Bar], Cut]] = {
+    "channels": at_once("channels", CHANNELS, "macs", "taylor", "channels"),
+    **{f"channels, {name}": at_once("channels", CHANNELS, "macs", name, f"channels, {name}") for name in BASELINES},
     "connections": at_once("weights", CONNECTIONS, "units", "taylor", "connections"),
     GRADUAL: gradual,
     **{f"connections, {name}": at_once("weights", CONNECTIONS, "units", name, f"connections, {name}") for name in BASELINES},
-    "channels": at_once("channels", CHANNELS, "macs", "taylor", "channels"),
-    **{f"channels, {name}": at_once("channels", CHANNELS, "macs", name, f"channels, {name}") for name in BASELINES},
 }
 
 

@@ -1,0 +1,310 @@
+"""The command line: what it writes appears whole or not at all, and what goes wrong is one line and code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from zoo import need_torchvision
+
+pytest.importorskip("typer")
+
+from secateur import Sensitivity, cli_prune, load, read_plan, read_sensitivity
+from secateur.__main__ import main
+from secateur.cli import run
+from secateur.frontends.models import build_of
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10),
+    )
+
+def samples(classes=10, count=200):
+    draw = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % classes
+    return torch.randn(count, 3, 32, 32, generator=draw) + 0.3 * y[:, None, None, None], y
+
+def data():
+    return samples()
+
+def too_many_classes():
+    return samples(12)
+
+def nothing():
+    return torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long)
+
+def flat():
+    return nn.Identity()
+
+def not_a_number(outputs, targets):
+    return outputs.sum() * float("nan")
+
+def without_derivative(outputs, targets):
+    return (outputs.argmax(1) == targets).float().mean()
+
+def upside_down(task, structure):
+    for gradient in task.gradients():
+        yield {name: -value.abs() for name, value in structure.reduce(gradient).items()}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with net.py and w.safetensors."""
+    (tmp_path / "net.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_file(build_of("net.py:build")().state_dict(), tmp_path / "w.safetensors")
+    return tmp_path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def pruning(**options: object) -> list[str]:
+    """A prune command, `_` of an option's name being a hyphen, True a flag; None takes the usual one away."""
+    usual = {"weights": "w.safetensors", "data": "net.py:data", "amount": 0.5, "out": "out", "curve": 0} | options
+    words = ["prune", str(usual.pop("model", "net.py:build"))]
+    for name, value in usual.items():
+        words += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "amount above 1": (pruning(amount=1.5), "0..1"),
+    "amount below 0": (pruning(amount=-0.1), "0..1"),
+    "amount that is no number": (pruning(amount="half"), "--amount"),
+    "neither amount nor threshold": (pruning(amount=None), "--threshold"),
+    "both amount and threshold": (pruning(threshold=0.1), "either"),
+    "out of reach": (pruning(amount=0.999, of="macs"), "at most"),
+    "loss not a number": (pruning(loss="net.py:not_a_number"), "batch 0 the loss is nan"),
+    "loss without derivative": (pruning(loss="net.py:without_derivative"), "batch 0 the loss"),
+    "no data": (pruning(data="net.py:nothing"), "empty"),
+    "no such data": (pruning(data="folder:nowhere"), "nowhere"),
+    "labels that do not fit": (pruning(data="net.py:too_many_classes"), "batch 0"),
+    "example that does not fit": (pruning(example="1,4,32,32"), "example"),
+    "example that is none": (pruning(example="1,x"), "1,x"),
+    "nothing to prune": (pruning(model="net.py:flat", weights=None), "channel"),
+    "weights of another model": (pruning(model="secateur.demo:build"), "do not fit the model"),
+    "no weights": (pruning(weights="nowhere.pt"), "nowhere.pt"),
+    "no model": (pruning(model="net.py:bild"), "build"),
+    "unknown criterion": (pruning(criterion="tailor"), "taylor"),
+    "unknown structure": (pruning(structure="chanels"), "channels"),
+    "unknown cost": (pruning(of="flops"), "macs"),
+    "unknown scope": (pruning(scope="world"), "layer"),
+    "unknown schedule": (pruning(schedule="square"), "cubic"),
+    "unknown context": (pruning(contexts="epoch"), "class"),
+    "unknown repair": (pruning(repair="glue"), "statistics"),
+    "local above 1": (pruning(local=2), "--local"),
+    "distill above 1": (pruning(distill=2), "--distill"),
+    "no batch": (pruning(batch=0), "--batch"),
+    "gradually to a threshold": (pruning(amount=None, threshold=0.1, schedule="cubic"), "--amount"),
+    "an option that is not there": (pruning(speed=3), "--speed"),
+    "data left out": (["prune", "net.py:build", "--out", "out"], "--data"),
+    "no such command": (["proon"], "proon"),
+    "an output that is a file": (pruning(out="net.py"), "is a file"),
+    "an output that is the working folder": (pruning(out="."), "working"),
+    "no result to evaluate": (["evaluate", "nowhere", "--data", "net.py:data"], "nowhere"),
+    "no result to report": (["report", "."], "plan.json"),
+    "example of inspect": (["inspect", "net.py:build", "--example", "1,4,32,32"], "example"),
+    "sensitivity into no folder": (["measure", "net.py:build", "--data", "net.py:data", "--out", "no/s.safetensors"], "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(case: str, here: Path, capsys: pytest.CaptureFixture[str]):
+    before = files(here)
+    words, fact = BAD[case]
+    assert run(words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("secateur: ") and said.err.count("\n") == 1 and said.err.endswith(".\n")
+    assert fact in said.err
+    assert files(here) == before
+
+
+def test_a_folder_that_is_not_ours_is_refused_before_anything_is_computed(here: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    (here / "out").mkdir()
+    (here / "out" / "thesis.txt").write_text("years of work")
+    monkeypatch.setattr(cli_prune, "read", lambda asked: pytest.fail("it began"))
+    assert run(pruning()) == 2
+    assert "--force" in capsys.readouterr().err
+    assert (here / "out" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the root user can write everywhere")
+def test_a_folder_that_cannot_be_written_is_refused(here: Path, capsys):
+    here.chmod(0o500)
+    try:
+        assert run(pruning()) == 2
+    finally:
+        here.chmod(0o700)
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def example_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert run([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) <= 40 and max(map(len, said.splitlines())) <= 80, "the help does not fit a screen"
+    found = re.search(r"Example:\s+secateur\s+(.*)\Z", said, re.DOTALL)
+    assert found, "the help does not end with an example"
+    return found[1].split()
+
+
+def test_the_example_of_every_help_runs(here: Path, capsys: pytest.CaptureFixture[str]):
+    for command in ("inspect", "measure", "prune", "evaluate", "report"):
+        words = example_of(command, capsys)
+        assert words[0] == command
+        assert run(words) == 0
+        said = capsys.readouterr()
+        assert said.err == "" and said.out
+    assert {path.name for path in (here / "out").iterdir()} == {
+        "model.safetensors", "plan.json", "split.json", "sensitivity.safetensors", "scores.safetensors", "report.json", "report.html",
+    }  # fmt: skip
+    assert isinstance(read_sensitivity(here / "s.safetensors"), Sensitivity)
+    assert example_of("demo", capsys) == ["demo"]
+
+
+def test_what_prune_writes_is_what_it_says(here: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(pruning(of="macs", local=0.3, contexts="class", tune=1, curve=16, criterion="net.py:upside_down")) == 0
+    small, plan = load("out", build_of("net.py:build")), read_plan("out")
+    assert plan.cost["macs"][1] <= 0.5 * plan.cost["macs"][0]
+    assert sum(value.numel() for value in small.parameters()) == plan.cost["parameters"][1]
+    assert {"model": "net.py:build", "weights": "w.safetensors", "data": "net.py:data", "tune": 1}.items() <= plan.made.items()
+    story = json.loads((here / "out" / "report.json").read_text())
+    assert list(story["table"]["rows"]) == ["dense", "pruned", "repaired", "tuned"]
+    assert set(story["curve"]) == {"net.py:upside_down, local 0.3", "magnitude", "random"}
+    record = json.loads((here / "out" / "split.json").read_text())
+    assert sorted(record["train"] + record["validation"] + record["test"]) == list(range(200))
+    page = (here / "out" / "report.html").read_bytes()
+    (here / "out" / "report.html").unlink()
+    assert run(["report", "out"]) == 0
+    assert (here / "out" / "report.html").read_bytes() == page
+
+
+def test_connections_are_zeroed_and_stay_zero(here: Path):
+    assert run(pruning(structure="weights", amount=0.8, tune=1, quiet=True)) == 0
+    weights = [value for value in load_file(here / "out" / "model.safetensors").values() if value.dim() >= 2]
+    assert sum(int((value == 0).sum()) for value in weights) == round(0.8 * sum(value.numel() for value in weights))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "plan.json"])
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"", lambda content: b"x" + content])
+def test_a_damaged_result_is_refused(name: str, damage: Callable[[bytes], bytes], here: Path, capsys: pytest.CaptureFixture[str]):
+    from secateur import prune, save
+
+    torch.manual_seed(0)
+    model = build_of("net.py:build")()
+    inputs, labels = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
+    pruned = prune(model, inputs, [(inputs, labels)], torch.nn.functional.cross_entropy, amount=0.5)
+    save("out", pruned.model, pruned.plan)
+    (here / "out" / name).write_bytes(damage((here / "out" / name).read_bytes()))
+    assert run(["evaluate", "out", "--model", "net.py:build", "--data", "net.py:data"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_inspect_tells_what_may_leave_and_what_not(here: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["inspect", "net.py:build", "--example", "1,3,32,32"]) == 0
+    said = capsys.readouterr().out
+    assert "2 groups, 16 units" in said and "MACs" in said and "output of the model" in said
+
+
+def test_ctrl_c_leaves_with_130_and_says_what_is_kept(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*arguments: object, **words: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_prune, "measure", interrupted)
+    before = files(here)
+    assert run(pruning()) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert files(here) == before
+
+
+GRADUAL = pruning(schedule="linear", steps=3, tune=2, structure="channels", of="macs", quiet=True)
+
+
+def begun(here: Path, until: str) -> subprocess.Popen[str]:
+    """A gradual run that has got so far."""
+    process = subprocess.Popen([sys.executable, "-m", "secateur", *GRADUAL], cwd=here, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (here / until).exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.slow
+def test_a_gradual_run_goes_on_after_a_kill_and_after_ctrl_c(here: Path, capsys: pytest.CaptureFixture[str]):
+    process = begun(here, "out.rounds/round-1/plan.json")
+    process.kill()
+    process.wait()
+    assert not (here / "out").exists()
+
+    process = begun(here, "out.rounds/tune-2/run.safetensors")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "out.rounds" in said and len(said.strip().splitlines()) == 1
+    assert not (here / "out").exists()
+
+    other = [word if word != "2" else "1" for word in GRADUAL]  # --tune 1
+    assert run(other) == 2
+    assert "--tune 2" in capsys.readouterr().err
+
+    torch_threads = torch.get_num_threads()
+    assert run(GRADUAL) == 0
+    assert not (here / "out.rounds").exists() and torch.get_num_threads() == torch_threads
+    told = json.loads((here / "out" / "report.json").read_text())
+    assert list(told["table"]["rows"]) == ["dense", "after 3 rounds"]
+    plan = read_plan("out")
+    assert plan.cost["macs"][1] <= 0.5 * plan.cost["macs"][0]
+
+    resumed = files(here / "out")["model.safetensors"]
+    assert run([*GRADUAL, "--out", "again"]) == 0
+    assert files(here / "again")["model.safetensors"] == resumed  # as if nothing had happened
+
+
+def test_a_folder_in_the_way_of_the_rounds_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]):
+    (here / "out.rounds").mkdir()
+    (here / "out.rounds" / "notes.txt").write_text("mine")
+    assert run(GRADUAL) == 2
+    assert files(here / "out.rounds") == {"notes.txt": b"mine"}
+
+
+def test_without_typer_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.delitem(sys.modules, "secateur.cli")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert main() == 2
+    assert "secateur[cli]" in capsys.readouterr().err
+
+
+def test_an_unexpected_error_is_shown(here: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(*arguments: object, **words: object) -> None:
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr(cli_prune, "measure", broken)
+    with pytest.raises(ZeroDivisionError):
+        run(pruning())
+
+
+def test_a_model_of_torchvision(here: Path, capsys: pytest.CaptureFixture[str]):
+    need_torchvision()
+    assert run(["inspect", "torchvision:resnet18", "--example", "1,3,64,64"]) == 0
+    assert "layer4.1.conv2" in capsys.readouterr().out or "11,689,512 parameters" in capsys.readouterr().out
