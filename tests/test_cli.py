@@ -255,7 +255,7 @@ def begun(here: Path, until: str) -> subprocess.Popen[str]:
 def test_a_gradual_run_goes_on_after_a_kill_and_after_ctrl_c(here: Path, capsys: pytest.CaptureFixture[str]):
     process = begun(here, "out.rounds/round-1/plan.json")
     process.kill()
-    process.wait()
+    process.communicate()
     assert not (here / "out").exists()
 
     process = begun(here, "out.rounds/tune-2/run.safetensors")

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from .api import STRUCTURES, structure_of
-from .cli_prune import Asked, Stopped, prune_into
+from .cli_asked import Asked
+from .cli_prune import Stopped, prune_into
 from .cli_tables import by_model, frozen_table, groups_table, ranking_table, text, totals
 from .contexts import CONTEXTS
 from .errors import BadInput, SecateurError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,94 +11,26 @@ from tempfile import TemporaryDirectory
 import safetensors.torch
 from torch import nn
 
-from .api import STRUCTURES, repaired, structure_of
-from .contexts import CONTEXTS
-from .cost import COSTS
-from .errors import BadInput, Unreadable
+from .api import repaired
+from .cli_asked import Asked, Given, check, read, settings
+from .errors import Unreadable
 from .evaluate import compare
-from .files import check_writable, save, write_text_atomic
+from .files import save, write_text_atomic
 from .finetune import finetune
-from .frontends.batches import Batches, Splits
-from .frontends.data import data_of
-from .journey import First, Metrics, criterion_of, curve_of, example_in, loss_of, machine, metrics_for, model_of, one_of
+from .journey import First, criterion_of, curve_of, machine
 from .plan import Plan
 from .progress import Bar, Tell
 from .report import Story, render, story_of
 from .rounds import rounds
-from .schedule import SCHEDULES
-from .scope import SCOPES
-from .select import finite, fraction, select
+from .select import select
 from .sensitivity import Sensitivity, measure, merge, write_sensitivity
-from .structure import Structure
 from .surgery import shrink
-from .task import Loss, Task
+from .task import Task
 from .tree import Scores
 
 
 class Stopped(Exception):
     """Ctrl-C; the text says what is kept."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The options of the command, in its order."""
-
-    model: str
-    data: str
-    out: Path
-    amount: float | None
-    of: str
-    threshold: float | None
-    weights: Path | None
-    example: str | None
-    loss: str | None
-    structure: str
-    criterion: str
-    contexts: str
-    local: float
-    scope: str
-    multiple: int
-    exact: bool
-    schedule: str
-    steps: int
-    repair: str
-    tune: int
-    lr: float
-    distill: float
-    curve: int
-    samples: int
-    batch: int
-    seed: int
-    force: bool
-
-    @property
-    def gradual(self) -> bool:
-        return self.schedule != "one-shot"
-
-    @property
-    def rounds(self) -> Path:
-        """Where a gradual run keeps its finished rounds."""
-        place = self.out.expanduser().resolve()
-        return place.with_name(f"{place.name}.rounds")
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the names stand for."""
-
-    model: nn.Module
-    splits: Splits
-    loss: Loss
-    example: object
-    structure: Structure
-    metrics: Metrics
-
-    def measuring(self, asked: Asked) -> Iterable[object]:
-        return First(self.splits.train, asked.samples)
-
-    def training(self, asked: Asked) -> Iterable[object]:
-        train = self.splits.train
-        return train.shuffled(asked.seed) if isinstance(train, Batches) else train
 
 
 @dataclass(frozen=True)
@@ -129,47 +60,6 @@ def prune_into(asked: Asked, bar: Bar) -> Story:
     return story
 
 
-def check(asked: Asked) -> None:
-    """What can be refused before anything is computed."""
-    one_of(asked.structure, STRUCTURES, "structure")
-    one_of(asked.contexts, CONTEXTS, "context")
-    one_of(asked.of, COSTS, "cost")
-    one_of(asked.scope, SCOPES, "scope")
-    one_of(asked.schedule, SCHEDULES, "schedule")
-    one_of(asked.repair, ("statistics", "none"), "repair")
-    if (asked.amount is None) == (asked.threshold is None):
-        raise BadInput("Give either --amount (the fraction to remove, 0..1) or --threshold (remove all units below this score).")
-    if asked.threshold is not None:
-        finite(asked.threshold)
-    else:
-        fraction(asked.amount)
-    if asked.gradual and asked.amount is None:
-        raise BadInput("A gradual schedule rises to an amount, not to a threshold. Give --amount, or --schedule one-shot.")
-    for name, value in (("multiple", asked.multiple), ("steps", asked.steps), ("samples", asked.samples), ("batch", asked.batch)):
-        if value < 1:
-            raise BadInput(f"--{name} must be at least 1, but it is {value}.")
-    for name, value in (("tune", asked.tune), ("curve", asked.curve)):
-        if value < 0:
-            raise BadInput(f"--{name} must be 0 or more, but it is {value}.")
-    for name, share in (("local", asked.local), ("distill", asked.distill)):
-        if not 0 <= share <= 1:
-            raise BadInput(f"--{name} must lie in 0..1, but it is {share}.")
-    if not 0 < asked.lr < float("inf"):
-        raise BadInput(f"--lr must be a positive number, but it is {asked.lr}. Try --lr 1e-3.")
-    criterion_of(asked.criterion)
-    check_writable(asked.out, asked.force)
-    if asked.gradual:
-        check_rounds(asked)
-
-
-def read(asked: Asked) -> Given:
-    model, loss = model_of(asked.model, asked.weights, asked.seed), loss_of(asked.loss)
-    splits = data_of(asked.data, asked.seed, asked.batch)
-    example = example_in(splits.train, asked.example)
-    structure = structure_of(model, example, asked.structure, asked.exact)
-    return Given(model, splits, loss, example, structure, metrics_for(model, splits.validation, loss))
-
-
 # two ways -------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -196,8 +86,7 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
 def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
     """Round by round, each fine-tuned; after a kill, from the last finished round and epoch."""
     assert asked.amount is not None
-    claim_rounds(asked)
-    name, found, history = f"after {asked.steps} rounds", None, []
+    name, found, history = f"after {asked.steps} rounds", None, claim_rounds(asked)
     for step in rounds(
         given.model, given.example, given.measuring(asked), given.loss, amount=asked.amount, steps=asked.steps, schedule=asked.schedule,
         structure=asked.structure, criterion=criterion_of(asked.criterion), contexts=asked.contexts, local=asked.local, of=asked.of,
@@ -208,9 +97,16 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
             stage = f"fine-tuning, round {step.number} of {step.steps}"
             after, epochs = tuned(asked, given, step.model, asked.rounds / f"tune-{step.number}", bar(stage))
             step.model.load_state_dict(after.state_dict())
-            history += epochs
+            history[str(step.number)] = epochs
+            write_text_atomic(asked.rounds / "history.json", json.dumps(history))
         scores = merge(step.sensitivity, asked.local) if asked.structure == "weights" else None
-        found = Found({"dense": given.model, name: step.model}, step.plan, step.sensitivity, scores, history)
+        found = Found(
+            {"dense": given.model, name: step.model},
+            step.plan,
+            step.sensitivity,
+            scores,
+            [epoch for epochs in history.values() for epoch in epochs],
+        )
     if found is None:  # stopped after the last round, before the result was written
         forget_rounds(asked)
         return gradually(asked, given, bar)
@@ -240,39 +136,20 @@ def tuned(asked: Asked, given: Given, model: nn.Module, checkpoint: Path | None,
 # the rounds of a gradual run --------------------------------------------------------------------------------------------------------------
 
 
-def settings(asked: Asked) -> dict[str, str]:
-    return {name: str(value) for name, value in asdict(asked).items() if name not in ("out", "force", "curve")}
-
-
-def check_rounds(asked: Asked) -> None:
-    """Raises BadInput where the folder of rounds is not of this command's run."""
-    if not asked.rounds.exists() or (asked.rounds.is_dir() and not any(asked.rounds.iterdir())):
-        return
-    try:
-        then = json.loads((asked.rounds / "run.json").read_text(encoding="utf-8"))
-        assert isinstance(then, dict)
-    except (OSError, ValueError, AssertionError) as error:
-        raise BadInput(
-            f"{asked.rounds} is in the way of the rounds of this run, and is not secateur's. Move it, or name another --out."
-        ) from error
-    for name, value in settings(asked).items():
-        if then.get(name) != value:
-            raise BadInput(
-                f"{asked.rounds} keeps the rounds of a run that was stopped, with --{name} {then.get(name)} where this one has {value}. "
-                f"Give the same options to go on with it, or delete the folder."
-            )
-
-
-def claim_rounds(asked: Asked) -> None:
+def claim_rounds(asked: Asked) -> dict[str, list[dict[str, float]]]:
+    """Say whose rounds these are; the fine-tuning of those that are finished, by number."""
     asked.rounds.mkdir(parents=True, exist_ok=True)
     write_text_atomic(asked.rounds / "run.json", json.dumps(settings(asked), indent=1))
+    file = asked.rounds / "history.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
 def forget_rounds(asked: Asked) -> None:
     """Remove the rounds, and nothing else that may lie there."""
     for path in [*asked.rounds.glob("round-*"), *asked.rounds.glob("tune-*")]:
         shutil.rmtree(path, ignore_errors=True)
-    (asked.rounds / "run.json").unlink(missing_ok=True)
+    for name in ("history.json", "run.json"):
+        (asked.rounds / name).unlink(missing_ok=True)
     if asked.rounds.is_dir() and not any(asked.rounds.iterdir()):
         asked.rounds.rmdir()
 

@@ -87,7 +87,8 @@ def classes_in(targets: object) -> list[int] | None:
 class Batches:
     """Batches of the samples `indices` of a pile, read anew by each iteration: in the same order, or, with a seed, in a new one each epoch.
 
-    epoch: the number of the next iteration. Whoever goes on with training after a stop sets it, and the order is what it would have been.
+    epoch: the number of the next iteration. Whoever goes on with training after a stop sets it (`set_epoch`, as torch's distributed
+    sampler has it), and the order is what it would have been.
     """
 
     def __init__(self, pile: Pile, batch: int = 64, indices: Sequence[int] | None = None, shuffle_seed: int | None = None) -> None:
@@ -108,6 +109,9 @@ class Batches:
             self.epoch += 1
         for start in range(0, len(order), self.batch):
             yield self.pile.take(order[start : start + self.batch])
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def order(self, epoch: int) -> list[int]:
         """The samples in the order of one epoch, which depends on nothing but the seed and the epoch's number."""
