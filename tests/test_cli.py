@@ -168,6 +168,7 @@ def example_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return found[1].split()
 
 
+@pytest.mark.slow
 def test_the_example_of_every_help_runs(here: Path, capsys: pytest.CaptureFixture[str]):
     for command in ("inspect", "measure", "prune", "evaluate", "report"):
         words = example_of(command, capsys)
