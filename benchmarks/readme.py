@@ -56,8 +56,8 @@ def picture(page: Path, image: Path) -> None:
         subprocess.run(
             [
                 chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}",
-                f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={image}", page.resolve().as_uri(),
+                "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+                f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={image}", page.resolve().as_uri(),
             ],
             check=True, capture_output=True,
         )  # fmt: skip
