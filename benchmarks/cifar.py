@@ -1,10 +1,10 @@
 """Accuracy after pruning ResNet-20 and ResNet-56 on CIFAR-10, with no training: every criterion, budget and way of choosing in one table.
 
-    python benchmarks/cifar.py                 the whole table into docs/cifar.md; a finished row is kept, so start it again after a stop
-    python benchmarks/cifar.py --quick         ResNet-20, the first 2,000 test images, printed
-    python benchmarks/cifar.py --only net=56 structure=channels criterion=fisher
-    python benchmarks/cifar.py --choose        compare ways of choosing channels on training images that nothing was measured on
-    python benchmarks/cifar.py --table         rewrite docs/cifar.md from the rows that are there
+python benchmarks/cifar.py                 the whole table into docs/cifar.md; a finished row is kept, so start it again after a stop
+python benchmarks/cifar.py --quick         ResNet-20, the first 2,000 test images, printed
+python benchmarks/cifar.py --only net=56 structure=channels criterion=fisher
+python benchmarks/cifar.py --choose        compare ways of choosing channels on training images that nothing was measured on
+python benchmarks/cifar.py --table         rewrite docs/cifar.md from the rows that are there
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
-import results
 import torch
 import torch.nn.functional as F
-from cifar_table import page, summary
-from images import batches, cifar10, sample
-from nets import resnet
-from recipes import Batches, Recipe, channels_of, measure, plan_by
 from torch import Tensor, nn
 
+import results
 import secateur as sc
+from cifar_table import page, summary
+from images import cifar10, sample
+from nets import resnet
+from recipes import Batches, Recipe, channels_of, measure, plan_by
 
 SAMPLE, HELD_OUT = 2048, 2000  # training images to measure on, and others to choose by
 CRITERIA = ("gradient", "taylor", "magnitude", "l1", "fisher", "hessian", "random")
@@ -39,6 +39,14 @@ RATIOS = (1.3, 1.5, 2.0)  # MACs before / MACs after
 LOCALS = (0.0, 0.3, 0.6)
 REPAIRS = ("none", "statistics")
 BATCH = 100  # of the evaluation
+
+
+def loss(outputs: object, targets: object) -> object:
+    assert isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+    return F.cross_entropy(outputs, targets)
+
+
+METRICS = ("top1", "top5", "worst_class", loss)  # on images that the network was trained on, top-1 is near 100 % and the loss tells more
 
 
 @dataclass(frozen=True)
@@ -96,22 +104,21 @@ def chosen_cases(net: int) -> Iterator[Case]:
 
 
 def all_cases() -> list[Case]:
-    first = [Case(56), Case(20), *(case for case in main_cases(56) if case.amount == ratio(1.3)), *chosen_cases(56), *main_cases(20), *chosen_cases(20)]
-    rest = [*(case for case in main_cases(56) if case.amount == 0.5), *local_cases(20), *main_cases(56), *local_cases(56)]
+    large, small = list(main_cases(56)), list(main_cases(20))
+    first = [Case(56), Case(20), *(case for case in large if case.amount == ratio(1.3)), *chosen_cases(56), *small, *chosen_cases(20)]
+    rest = [*(case for case in large if case.amount == 0.5), *local_cases(20), *large, *local_cases(56)]
     return list(dict.fromkeys([*first, *rest]))
 
 
 def candidates() -> list[Case]:
-    """What --choose compares, at 1.3x and 1.5x on ResNet-56."""
-    criteria = ("taylor", "fisher", "hessian", "magnitude", "fisher_weighted", "taylor_sum", "fisher_sum", "fisher_weighted_sum")
-    ways = [Recipe(criterion, per_mac=True, inner=True) for criterion in criteria]
-    ways += [Recipe(c, per_mac=True, inner=True, steps=4) for c in ("fisher", "taylor", "hessian", "fisher_weighted_sum")]
-    ways += [Recipe(criterion, per_mac=mac, inner=inner) for inner, mac in ((False, True), (True, False), (False, False)) for criterion in criteria]
-    ways += [Recipe(criterion, scope="layer", inner=True) for criterion in ("taylor", "fisher", "hessian")]
-    ways += [Recipe(criterion, batch=size, per_mac=True, inner=True) for criterion in ("taylor_sum", "fisher_weighted_sum") for size in (16, 1)]
-    ways += [Recipe(criterion, "class", per_mac=True, inner=True) for criterion in ("taylor", "fisher")]
-    return [Case(56, "channels", ratio(value), way, HELD_OUT, "held-out training images") for value in (1.3, 1.5) for way in ways]
-
+    """What --choose compares, at 1.5x on ResNet-56, those first that seem most likely to be good."""
+    ways = [Recipe(c, per_mac=True, inner=True) for c in ("l1", "magnitude", "taylor", "fisher", "gradient", "fisher_weighted")]
+    ways += [Recipe(c, per_mac=True, inner=True, steps=4) for c in ("fisher", "taylor", "gradient", "fisher_weighted")]
+    ways += [Recipe(c) for c in ("l1", "magnitude", "taylor", "fisher", "gradient")]
+    ways += [Recipe(c, per_mac=True) for c in ("l1", "magnitude", "taylor", "fisher")]
+    ways += [Recipe(c, inner=True) for c in ("l1", "magnitude", "taylor")]
+    ways += [Recipe(c, scope="layer", inner=True) for c in ("taylor", "fisher", "magnitude")]
+    return [Case(56, "channels", ratio(1.5), way, HELD_OUT, "held-out training images") for way in ways]
 
 
 # each made once a run -------------------------------------------------------------------------------------------------------------------
@@ -169,14 +176,14 @@ def run(case: Case, data: Path, wanted: list[str]) -> Iterator[tuple[str, result
     """(repair, figures) for each wanted repair of the case."""
     dense, test = net(data, case.net), evaluated_on(data, case.split, case.images, case.seed)
     if case.structure == "dense":
-        yield "none", {**sc.evaluate(dense, test), "macs": 1.0, "kept": 1.0}
+        yield "none", {**sc.evaluate(dense, test, METRICS), "macs": 1.0, "kept": 1.0}
         return
     plan, again = planned(case, data), calibration(data, case.seed, 128)
     pruned = sc.shrink(dense, plan)
     size = {"macs": share(plan, "macs"), "kept": share(plan, "units"), "parameters": share(plan, "parameters")}
     for repair in wanted:
         model = pruned if repair == "none" else sc.reestimate(pruned, dense, again, plan)
-        yield repair, {**sc.evaluate(model, test), **size}
+        yield repair, {**sc.evaluate(model, test, METRICS), **size}
 
 
 def planned(case: Case, data: Path) -> sc.Plan:
@@ -223,8 +230,13 @@ def fill(cases: list[Case], path: Path, data: Path, fresh: bool = False, after_r
             say(f"{number}/{len(cases)} {describe(case)} {repair}: top-1 {100 * float(str(row['top1'])):.2f} ({seconds} s)")
             start = time.perf_counter()
             if after_row:
-                results.write_text(results.DOCS / "cifar.md", page(results.read(path), len(cases)))
+                write_page()
     return results.read(path)
+
+
+def write_page() -> None:
+    rows, compared = (results.read(results.RESULTS / name) for name in ("cifar.json", "cifar-choose.json"))
+    results.write_text(results.DOCS / "cifar.md", page(rows, compared))
 
 
 def describe(case: Case) -> str:
@@ -262,7 +274,7 @@ def main() -> int:
     elif given.choose:
         cases = candidates()
     if given.table:
-        results.write_text(results.DOCS / "cifar.md", page(results.read(path), len(cases)))
+        write_page()
         return 0
     if why := results.missing(given.data):
         print(why, file=sys.stderr)

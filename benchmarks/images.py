@@ -17,18 +17,18 @@ def cifar10(data: Path, split: str) -> tuple[Tensor, Tensor]:
     folder = data / "cifar10"
     images = np.concatenate([sheet(folder / f"{split}_{number}.webp") for number in range(SHEETS[split])])
     labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    return (pixels / 255 - MEAN) / STD, torch.from_numpy(labels).long()
+    return normalised(images), torch.from_numpy(labels).long()
+
+
+def normalised(images: np.ndarray) -> Tensor:
+    """uint8 `(n, 32, 32, 3)` -> float32 `(n, 3, 32, 32)`, as the networks were trained."""
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
 
 def sheet(path: Path) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(Image.open(path).convert("RGB")).reshape(100, 32, 50, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
-
-
-def batches(images: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(images.split(size), labels.split(size)))
 
 
 def sample(labels: Tensor, numbers: tuple[int, ...], seed: int) -> list[Tensor]:

@@ -24,11 +24,10 @@ def read(path: Path) -> list[Row]:
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
 
 
-def write(path: Path, rows: Sequence[Row], **about: object) -> None:
+def write(path: Path, rows: Sequence[Row]) -> None:
     """All rows, one a line so that a change is a line of a diff; whole or not at all."""
-    head = json.dumps(about, ensure_ascii=False)[1:-1]
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    write_text(path, f"{{{head + ', ' if head else ''}\"rows\": [\n{lines}\n]}}\n")
+    write_text(path, f'{{"rows": [\n{lines}\n]}}\n')
 
 
 def write_text(path: Path, text: str) -> None:
