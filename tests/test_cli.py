@@ -308,4 +308,4 @@ def test_an_unexpected_error_is_shown(here: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_model_of_torchvision(here: Path, capsys: pytest.CaptureFixture[str]):
     need_torchvision()
     assert run(["inspect", "torchvision:resnet18", "--example", "1,3,64,64"]) == 0
-    assert "layer4.1.conv2" in capsys.readouterr().out or "11,689,512 parameters" in capsys.readouterr().out
+    assert "11,689,512 parameters" in capsys.readouterr().out
