@@ -279,6 +279,7 @@ ONES = lambda structure: {name: torch.ones(group.shape) for name, group in struc
     [
         ({"criterion": "tailor"}, "no criterion 'tailor'"),
         ({"contexts": "epoch"}, "no contexts 'epoch'. Choose batch, sample, class"),
+        ({"contexts": "step"}, "collected while training"),
         ({"local": 1.5}, "quantile in 0..1"),
         ({"local": "mean"}, '"max" or a quantile'),
         ({"local": True}, "quantile"),

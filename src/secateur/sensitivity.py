@@ -83,7 +83,8 @@ def measure(
     check_prunable(structure)
     function, name = criterion_of(criterion), name_of(criterion)
     if contexts not in CONTEXTS:
-        raise BadInput(f"There are no contexts {contexts!r}. Choose {', '.join(CONTEXTS)}.")
+        steps = " Training steps are collected while training: finetune(..., collect=Collector(structure))." if "step" in contexts else ""
+        raise BadInput(f"There are no contexts {contexts!r}. Choose {', '.join(CONTEXTS)}.{steps}")
     collector = Collector(structure, name, contexts, local, task.seed)
     stream = Stream(task.data, CONTEXTS[contexts])
     total, before = length(task.data), 0
