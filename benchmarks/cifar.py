@@ -94,11 +94,13 @@ def local_cases(net: int) -> Iterator[Case]:
 CHOSEN = (
     Recipe("fisher", per_mac=True, inner=True),
     Recipe("fisher", per_mac=True, inner=True, steps=4),
+    Recipe("fisher_weighted", per_mac=True, inner=True),
+    Recipe("fisher_weighted", per_mac=True, inner=True, steps=4),
 )
 
 
 def chosen_cases(net: int) -> Iterator[Case]:
-    """The ways of choosing channels that did best on held-out training images."""
+    """Ways of choosing channels that did well on training images that nothing was measured on (--choose)."""
     for value in RATIOS:
         yield from (Case(net, "channels", ratio(value), recipe) for recipe in CHOSEN)
 

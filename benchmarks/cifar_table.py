@@ -70,8 +70,8 @@ def choice(rows: Sequence[Row]) -> Iterable[str]:
         yield (
             f"## Ways of choosing channels, compared on training images\n\n`python benchmarks/cifar.py --choose`: ResNet-{rows[0]['net']}, "
             f"channels, {ratio(rows[0])} fewer MACs, batch norms re-estimated, on {number(rows[0], 'images'):,.0f} training images that "
-            "nothing was measured on. The network was trained on them, so top-1 is far higher than on test images, and the order is by the loss. "
-            f"The ways are told in `benchmarks/recipes.py`. Commit of the library: {rows[0]['commit']}."
+            "nothing was measured on. The network was trained on them, so top-1 is far higher than on test images, and the order is by the "
+            f"loss. The ways are told in `benchmarks/recipes.py`. Commit of the library: {rows[0]['commit']}."
         )
         yield table(("criterion", "top-1", "loss"), lines)
 

@@ -90,14 +90,10 @@ def fresh(*words: str, **environment: str) -> float:
     return float(answer.stdout.split()[-1])
 
 
-def peaks(data: Path, repeats: int) -> dict[str, dict[str, float]]:
-    """Contexts -> number of images -> peak bytes, the median of a few fresh processes."""
+def peaks(data: Path) -> dict[str, dict[str, float]]:
+    """Contexts -> number of images -> peak bytes of a fresh process."""
     words = (str(Path(__file__).resolve()), "--data", str(data.resolve()), "--child")
-
-    def peak(contexts: str, count: int) -> float:
-        return statistics.median(fresh(*words, contexts, str(count), **STEADY) for _ in range(repeats))
-
-    return {contexts: {str(count): peak(contexts, count) for count in (FEW, MANY)} for contexts in TIMED}
+    return {contexts: {str(count): fresh(*words, contexts, str(count), **STEADY) for count in (FEW, MANY)} for contexts in TIMED}
 
 
 def imports(repeats: int) -> dict[str, list[float]]:
@@ -177,7 +173,7 @@ def main() -> int:
         child(given.data, given.child[0], int(given.child[1]))
         return 0
     found: results.Row = {
-        "imports": imports(given.repeats), "peaks": peaks(given.data, 3), "images": given.images, "seed": given.seed,
+        "imports": imports(given.repeats), "peaks": peaks(given.data), "images": given.images, "seed": given.seed,
         "threads": given.threads, "commit": results.commit(), "machine": results.machine(),
     }  # fmt: skip
     pixels, labels = cifar10(given.data, "train")
