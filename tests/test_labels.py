@@ -102,6 +102,14 @@ def test_repetition_unites_by_itself():
     assert roots[0] == roots[1] != roots[2] == roots[3]
 
 
+def test_labels_that_are_parts_of_each_other_come_to_rest():
+    """13 and 15 against 16, and 13 and 16 against 15: neither can stand for the other, so none of them leaves."""
+    labels = Labels()
+    x, y, z = (labels.fresh(1)[0, 0] for _ in range(3))
+    labels.unite(np.array([[x, x], [y, z]]), np.array([[z, y]]))
+    assert (labels.frozen[labels.resolve(np.array([[y, z]]))] > 0).all()
+
+
 def test_lengths_must_agree():
     labels = Labels()
     with pytest.raises(ValueError, match="3 with 4"):

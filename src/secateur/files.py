@@ -6,6 +6,7 @@ Nothing in the folder is believed before it is checked, and nothing in it can ru
 from __future__ import annotations
 
 import hashlib
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -47,6 +48,7 @@ def save(folder: str | Path, model: nn.Module, plan: Plan, force: bool = False, 
         files = {**(extra or {}), PLAN: encode(plan, sha256_of(fresh / WEIGHTS))}
         for name, content in files.items():
             (fresh / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        shutil.copymode(fresh / PLAN, fresh / WEIGHTS)  # safetensors makes files that only their owner can read
 
 
 def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:

@@ -86,7 +86,8 @@ def rounds(
     final = fraction(amount)
     settings = {
         "amount": amount, "steps": steps, "schedule": name_of(schedule), "structure": structure, "criterion": name_of(criterion),
-        "contexts": contexts, "local": local, "of": of, "scope": scope, "multiple": multiple, "exact": exact, "repair": repair, "seed": seed,
+        "contexts": contexts, "local": local, "of": of, "scope": scope, "multiple": multiple, "exact": exact, "repair": repair,
+        "seed": seed,
     }  # fmt: skip
     dense = structure_of(model, example, structure, exact)
     now, done = resumed(model, checkpoint, settings, dense.digest)

@@ -103,6 +103,7 @@ class Labels:
 
     def _mark(self, mark: str, atoms: Dim, why: str) -> None:
         array = getattr(self, mark)
+        atoms = self.find(atoms.ravel())  # a union may have come between
         atoms = atoms[(atoms > 0) & (array[atoms] == 0)]
         if atoms.size:
             text = f"{why} {self.place}".strip()
@@ -116,6 +117,9 @@ class Labels:
             raise ValueError(f"cannot unite {a.shape[1]} with {b.shape[1]} indices")
         for _ in range(64):  # a substitution may meet a label twice, and is then looked at again
             a, b = _without_common(self.resolve(a), self.resolve(b))
+            atoms = np.concatenate([a, b])
+            open_ = ((atoms > 0) & (self.frozen[atoms] == 0)).any(0)  # elsewhere nothing leaves, and so nothing needs to leave together
+            a, b = a[:, open_], b[:, open_]
             if not a.any() and not b.any():
                 return
             na, nb = (a > 0).sum(0), (b > 0).sum(0)

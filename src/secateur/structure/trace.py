@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..task import call
 from . import rules_layers, rules_reduce, rules_shape
 from .labels import Dim, Labels, inert
 from .rules import RULES, Dims, flat, name_of, pointwise
@@ -23,7 +24,7 @@ from .sizes import Attribute, Origin, origins_of
 
 assert rules_layers and rules_reduce and rules_shape  # importing them registers their rules
 
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
 TORCH = os.path.dirname(os.path.abspath(torch.__file__))
 SILENT = {"aten::detach", "aten::alias"}  # no steps: whether they run depends on who is watching
 
@@ -184,10 +185,13 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def place(self) -> str:
         """The user's line (the nearest frame outside PyTorch and this package) and the module at work."""
         frame: FrameType | None = sys._getframe(2)
-        while frame is not None and frame.f_code.co_filename.startswith((TORCH, HERE, "<frozen")):
+        while frame is not None and frame.f_code is not call.__code__ and frame.f_code.co_filename.startswith((TORCH, HERE, "<frozen")):
             frame = frame.f_back
-        line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else "?"
-        return f"{line} ({self.modules[-1]})" if self.modules and self.modules[-1] else line
+        module = next((name for name in reversed(self.modules) if name), "")
+        if frame is None or frame.f_code is call.__code__:  # PyTorch's own containers run the model, and no line of the user's
+            return module or "the model itself"
+        line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+        return f"{line} ({module})" if module else line
 
 
 def made_by(result: Any, out: object) -> list[Dims]:
