@@ -100,7 +100,7 @@ CHOSEN = (
 
 
 def chosen_cases(net: int) -> Iterator[Case]:
-    """Ways of choosing channels that did well on training images that nothing was measured on (--choose)."""
+    """Ways of choosing channels made of the library's parts; docs/cifar.md shows what --choose said of them and of others."""
     for value in RATIOS:
         yield from (Case(net, "channels", ratio(value), recipe) for recipe in CHOSEN)
 

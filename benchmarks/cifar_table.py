@@ -52,7 +52,7 @@ def targets(rows: Sequence[Row]) -> str:
         lines.append([f"ResNet-56, channels, 1.3x fewer MACs, best criterion as it is ({told(best)})", "≥ 92.50", percent(best["top1"])])
     for row in third:
         if own_way(row) and row["repair"] == "statistics":
-            lines.append([f"the same, chosen on training images: {told(row)}", "≥ 92.50", percent(row["top1"])])
+            lines.append([f"the same, by a way of benchmarks/recipes.py: {told(row)}", "≥ 92.50", percent(row["top1"])])
     return table(("what", "target", "measured, top-1"), lines) if lines else ""
 
 
