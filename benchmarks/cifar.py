@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin halve the speed wherever another process runs
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import results
 import secateur as sc
@@ -106,10 +108,13 @@ def chosen_cases(net: int) -> Iterator[Case]:
 
 
 def all_cases() -> list[Case]:
+    """The most asked for first: a table that is cut short then lacks what matters least."""
     large, small = list(main_cases(56)), list(main_cases(20))
-    first = [Case(56), Case(20), *(case for case in large if case.amount == ratio(1.3)), *chosen_cases(56), *small, *chosen_cases(20)]
-    rest = [*(case for case in large if case.amount == 0.5), *local_cases(20), *large, *local_cases(56)]
-    return list(dict.fromkeys([*first, *rest]))
+    channels = [case for case in large if case.structure != "connections"]
+    half = [case for case in large if case.amount == 0.5]
+    local = [case for case in local_cases(56) if case.structure == "channels"]
+    first = [Case(56), Case(20), *small, *channels, *half, *local_cases(20), *chosen_cases(20), *local, *chosen_cases(56)]
+    return list(dict.fromkeys([*first, *large, *local_cases(56)]))
 
 
 def candidates() -> list[Case]:
@@ -178,14 +183,25 @@ def run(case: Case, data: Path, wanted: list[str]) -> Iterator[tuple[str, result
     """(repair, figures) for each wanted repair of the case."""
     dense, test = net(data, case.net), evaluated_on(data, case.split, case.images, case.seed)
     if case.structure == "dense":
-        yield "none", {**sc.evaluate(dense, test, METRICS), "macs": 1.0, "kept": 1.0}
+        yield "none", {**sc.evaluate(quick(dense), test, METRICS), "macs": 1.0, "kept": 1.0}
         return
     plan, again = planned(case, data), calibration(data, case.seed, 128)
     pruned = sc.shrink(dense, plan)
     size = {"macs": share(plan, "macs"), "kept": share(plan, "units"), "parameters": share(plan, "parameters")}
     for repair in wanted:
         model = pruned if repair == "none" else sc.reestimate(pruned, dense, again, plan)
-        yield repair, {**sc.evaluate(model, test, METRICS), **size}
+        yield repair, {**sc.evaluate(quick(model), test, METRICS), **size}
+
+
+def quick(model: nn.Module) -> nn.Module:
+    """The same function, faster: batch norms folded into their convolutions, channels last in memory."""
+    folded = copy.deepcopy(model)
+    for block in folded.modules():
+        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2")):
+            if hasattr(block, conv):
+                setattr(block, conv, fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm)))
+                setattr(block, norm, nn.Identity())
+    return folded.to(memory_format=torch.channels_last)
 
 
 def planned(case: Case, data: Path) -> sc.Plan:
