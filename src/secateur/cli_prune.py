@@ -17,7 +17,7 @@ from .errors import Unreadable
 from .evaluate import compare
 from .files import save, write_text_atomic
 from .finetune import finetune
-from .journey import First, criterion_of, curve_of, machine
+from .journey import CURVE, First, criterion_of, curve_of, machine
 from .plan import Plan
 from .progress import Bar, Tell
 from .report import Story, render, story_of
@@ -172,7 +172,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
         )  # fmt: skip
     bar("comparing on the test split")
     table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
-    notes = [*found.notes, *(["The curve is on validation data, straight after the cut, with nothing repaired."] if curve else [])]
+    notes = [*found.notes, *([CURVE] if curve else [])]
     return story_of(
         found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=asked.local,
         title=f"{asked.model}, pruned", machine=machine(), notes=notes,

@@ -21,7 +21,7 @@ from .finetune import Tuned, finetune
 from .folders import replacing
 from .frontends.batches import Batches, Splits
 from .frontends.data import data_of
-from .journey import classification, curve_of, example_in, machine, refuse_foreign
+from .journey import CURVE, classification, curve_of, example_in, machine, refuse_foreign
 from .plan import Plan
 from .progress import Bar, silent
 from .report import Story, story_of, write_report
@@ -118,7 +118,7 @@ def run_demo(folder: str | Path = "secateur-demo", seed: int = 0, bar: Bar = lam
         table = compared(dense, cuts, splits)
         story = story_of(
             chosen.plan, chosen.sensitivity, chosen.scores, table, curve=curve, history=chosen.tuned.history, local=LOCAL,
-            title="Secateur's demo: handwritten digits", subject="channels", machine=machine(), notes=told(table),
+            title="Secateur's demo: handwritten digits", subject="channels", machine=machine(), notes=[*told(table), CURVE],
         )  # fmt: skip
     for name in ("connections", GRADUAL, "channels"):
         plan = cuts[name].plan.note(model="secateur.demo:build", data="digits", seed=seed)

@@ -99,10 +99,10 @@ def cost(table: Table, row: str) -> list[str]:
 
 
 def charts(story: Story) -> list[Chart]:
-    """A curve for every quality that the points have, with the first row's value as a level."""
-    dense = next(iter(story.table.rows.values()), {})
+    """A curve for every quality that the points have, with its own value before anything is removed as a level."""
+    whole: dict[str, float] = next((point for points in story.curve.values() for point in points if point.get("amount") == 0), {})
     drawn = [
-        chart(story.curve, "amount", metric, f"{title} against the amount removed", ("amount removed", title), dense.get(metric))
+        chart(story.curve, "amount", metric, f"{title} against the amount removed", ("amount removed", title), whole.get(metric))
         for metric, title in CURVES.items()
     ]
     return [one for one in drawn if one is not None]
