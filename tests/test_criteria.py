@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur import tree
 from secateur.criteria import CRITERIA, criterion, name_of
 from secateur.criteria.curvature import hessian
-from secateur.errors import BadInput
+from secateur.errors import BadInput, BadLoss
 from secateur.sensitivity import measure
 from secateur.structure import Structure, weights
 from secateur.task import Task
@@ -221,3 +221,10 @@ def test_a_function_of_ones_own_is_a_criterion() -> None:
 def test_an_unknown_criterion_is_said_with_those_there_are(which: object) -> None:
     with pytest.raises(BadInput, match=f"{which!r}.*gradient, taylor, magnitude, l1, l2, fisher, hessian, random"):
         criterion(which)  # type: ignore[arg-type]
+
+
+def test_a_model_without_a_second_derivative_is_said() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(8, 4, mode="mean"), nn.Linear(4, 3))
+    task = Task(model, [(torch.arange(6).reshape(3, 2), torch.arange(3))], F.cross_entropy)
+    with pytest.raises(BadLoss, match="batch 0 the loss has no derivative"):
+        list(hessian(task, weights(model)))

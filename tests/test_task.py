@@ -169,6 +169,25 @@ def test_what_cannot_be_used_is_said(task: Task, error: type[Exception], says: s
         list(task.gradients())
 
 
+class InPlace(nn.Module):
+    """Changes what the derivative of the exponential needs, from the second batch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(5, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        result: Tensor = self.layer(x).exp()
+        return result.add_(1) if self.calls > 1 else result
+
+
+def test_a_backward_pass_that_fails_is_a_bad_loss_that_names_the_batch() -> None:
+    with pytest.raises(BadLoss, match=r"batch 1 the loss has no derivative.*inplace") as raised:
+        list(Task(InPlace(), [(torch.randn(6, 5), torch.arange(6) % 3)] * 2, F.cross_entropy).gradients())
+    assert "\n" not in str(raised.value)
+
+
 def test_the_users_own_interrupt_passes() -> None:
     def loss(outputs: object, targets: object) -> Tensor:
         raise KeyboardInterrupt

@@ -74,9 +74,24 @@ class Task:
 
     def gradients(self) -> Iterator[Tree]:
         """Per batch, dL/dw of its mean loss, dense and in float32 at least; zero for a parameter that the loss does not depend on."""
-        for loss, leaves in self.losses():
-            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        for number, (loss, leaves) in enumerate(self.losses()):
+            with derived(number):
+                gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
             yield {name: plain(gradient) for name, gradient in zip(leaves, gradients)}
+
+
+@contextmanager
+def derived(batch: int) -> Iterator[None]:
+    """Raises BadLoss, naming the batch, where torch cannot take a derivative that is asked for within."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # a NotImplementedError, too: an operation that has no second derivative
+        raise BadLoss(
+            f"In batch {batch} the loss has no derivative that torch can compute: {first_line(error)}. Leave the operation out that cannot "
+            "be differentiated (or that changes in place what is needed again), or choose a criterion of fewer derivatives."
+        ) from error
 
 
 def plain(value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import tree
 from ..structure import Structure
-from ..task import Task, plain
+from ..task import Task, derived, plain
 from ..tree import Scores, Tree
 
 
@@ -23,8 +23,9 @@ def hessian(task: Task, structure: Structure, probes: int = 1) -> Iterator[Score
     """
     chance = torch.Generator().manual_seed(task.seed)
     squared = tree.square(task.parameters())
-    for loss, leaves in task.losses(twice=True):
-        diagonal = hessian_diagonal(loss, leaves, probes, chance)
+    for number, (loss, leaves) in enumerate(task.losses(twice=True)):
+        with derived(number):
+            diagonal = hessian_diagonal(loss, leaves, probes, chance)
         del loss, leaves  # the graph of this batch, before the next one's is built
         yield tree.scale(structure.reduce(tree.mul(squared, diagonal)), 0.5)
 
