@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from secateur import folders
+from secateur import Sensitivity, checkpoints, folders, write_sensitivity
 from secateur.errors import BadInput, Unreadable
+from secateur.report import Story, write_report
+from secateur.table import table_of
 
 
 def fill(folder: Path, word: str) -> None:
@@ -39,7 +42,7 @@ def killed_at(step: int, act: Callable[[], None]) -> bool:
 
         return changed
 
-    for name in ("rename", "mkdir", "write_text", "replace"):
+    for name in ("rename", "mkdir", "write_text", "write_bytes", "replace"):
         setattr(Path, name, dying(getattr(Path, name)))
     os.fsync, os.unlink, os.rmdir = dying(os.fsync), dying(os.unlink), dying(os.rmdir)
     try:
@@ -108,3 +111,29 @@ def test_a_text_appears_whole_or_not_at_all(tmp_path: Path):
     assert step > 3
     with pytest.raises(BadInput, match="cannot be written"):
         folders.write_text_atomic(path / "below", "new")
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {
+    "s.safetensors": lambda path, count: write_sensitivity(path, Sensitivity(*[{"a": torch.ones(count)}] * 3)),
+    "run.safetensors": lambda path, count: checkpoints.write(
+        path.parent, checkpoints.Standing({"a": torch.ones(count)}, {}, {"state": {}, "param_groups": []}, [], {}), {}
+    ),
+    "report.html": lambda path, count: write_report(path, Story("x" * count, table_of({}))),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_file_of_ours_appears_whole_or_not_at_all(name: str, tmp_path: Path):
+    path, size = tmp_path / name, {}
+    for count in (1, 2, 3):
+        WRITERS[name](path, count)
+        size[count] = path.stat().st_size
+    step, came = 0, True
+    while came:
+        WRITERS[name](path, 1)
+        came = killed_at(step, lambda: WRITERS[name](path, 2))
+        assert path.stat().st_size in (size[1], size[2])
+        WRITERS[name](path, 3)  # and what the killed one left is gone, too
+        assert path.stat().st_size == size[3] and os.listdir(tmp_path) == [name]
+        step += 1
+    assert step > 3

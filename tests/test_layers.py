@@ -15,12 +15,12 @@ import secateur
 
 SOURCE = Path(secateur.__file__).parent
 ROWS = (
-    {"tree", "errors", "task"},
+    {"tree", "errors", "folders", "task"},
     {"structure"},
     {"criteria", "sensitivity", "reductions", "contexts", "cost"},
     {"scope", "schedule", "select", "plan"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
-    {"evaluate", "table", "footprint", "speed", "memory", "report", "files", "folders", "plan_json"},
+    {"evaluate", "table", "footprint", "speed", "memory", "report", "files", "plan_json"},
     {"frontends", "api", "rounds", "cli", "cli_asked", "cli_prune", "cli_tables", "journey", "progress", "demo"},
     {"__init__", "__main__"},
 )

@@ -371,9 +371,9 @@ def test_a_damaged_file_is_unreadable(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     task, structure = toy()
-    with pytest.raises(BadInput, match="could not be written"):
+    with pytest.raises(BadInput, match="cannot be written"):
         write_sensitivity(tmp_path / "none" / "s", measure(task, structure, "l1"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(BadInput, match="could not be written"):
+    with pytest.raises(BadInput, match="cannot be written"):
         write_sensitivity(tmp_path / "folder", measure(task, structure, "l1"))
     assert os.listdir(tmp_path) == ["folder"]

@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .errors import BadInput, Unreadable
+from .folders import beside, write_atomic
 from .tree import Tree
 
 NAME, FORMAT = "run.safetensors", "secateur-run-1"
@@ -65,27 +64,17 @@ def write(folder: Path, now: Standing, settings: Mapping[str, object]) -> None:
     groups = [{key: value for key, value in group.items() if _is_number(value)} for group in _groups(now.optimizer)]
     facts = {"settings": settings, "history": now.history, "scaler": now.scaler, "numbers": numbers, "groups": groups}
     content = save({name: value.contiguous() for name, value in tensors.items()}, {"format": FORMAT, "facts": json.dumps(facts)})
-    with _writable(folder) as part:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, folder / NAME)
+    claim(folder)
+    write_atomic(folder / NAME, content)
 
 
 def claim(folder: Path) -> None:
     """Raises BadInput where no checkpoint can be written to `folder`: before the training, not after its first epoch."""
-    with _writable(folder) as part:
-        part.touch()
-        part.unlink()
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[Path]:
-    """The file to write to before it replaces the one that counts."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder / f"{NAME}.part"
+        probe = beside(folder / NAME)
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise BadInput(
             f"The checkpoint cannot be written to {folder}: {error.strerror or error}. Give a folder that can be written."

@@ -100,17 +100,22 @@ def lives(process: int) -> bool:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write a file that appears whole or not at all. Raises BadInput where it cannot be written."""
+    """Write a file of text that appears whole or not at all. Raises BadInput where it cannot be written."""
+    write_atomic(path, text.encode())
+
+
+def write_atomic(path: str | Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; what a killed write left beside it goes. Raises BadInput where it cannot."""
     place = Path(path).expanduser().resolve()
     fresh = beside(place)
     try:
         remove_leftovers(place)
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_bytes(content)
         sync(fresh)
         fresh.replace(place)
         sync(place.parent)
     except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error}. Name a file in a place that can.") from error
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}. Name a file in a folder that is there and can.") from error
     finally:
         with suppress(OSError):
             fresh.unlink()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from . import tree
 from .contexts import CONTEXTS, Stream
 from .criteria import Criterion, criterion, name_of
 from .errors import BadInput, Unreadable
+from .folders import write_atomic
 from .reductions import Reductions, magnitude, normalised
 from .structure import Structure, check_prunable
 from .task import Task, device_of, plain, seeded
@@ -222,22 +222,14 @@ def natural(key: str) -> tuple[int, int, str]:
 
 
 def write_sensitivity(path: str | Path, sensitivity: Sensitivity) -> None:
-    """One safetensors file, whole or not at all: it is written beside its place and then moved there."""
+    """One safetensors file, whole or not at all. Raises BadInput where it cannot be written."""
     parts = {"global": sensitivity.global_, "local": sensitivity.local, "spread": sensitivity.spread}
     parts |= {f"key{index}": scores for index, scores in enumerate(sensitivity.keys.values())}
     tensors = {f"{part}/{name}": value.cpu().contiguous().clone() for part, scores in parts.items() for name, value in scores.items()}
     told = {name: getattr(sensitivity, name) for name in ("criterion", "contexts", "count", "samples", "local_by")}
     told |= {"version": VERSION, "keys": list(sensitivity.keys), "groups": list(sensitivity.global_)}
     told["digest"] = digest(tensors, told)
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(save(tensors, metadata={"secateur": json.dumps(told)}))
-        os.replace(beside, path)
-    except OSError as error:
-        raise BadInput(f"{path} could not be written: {error.strerror or error}. Choose another place.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    write_atomic(path, save(tensors, metadata={"secateur": json.dumps(told)}))
 
 
 def read_sensitivity(path: str | Path) -> Sensitivity:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
-from ..errors import BadInput, need
+from ..errors import need
+from ..folders import write_text_atomic
 from ..table import Table, shown
 from .figures import HEIGHT, WIDTH, Chart, chart, cut_at, histogram
 from .story import Reasons, Story, Unit
@@ -20,22 +19,7 @@ SPARED = {"macs": "fewer MACs", "bytes": "smaller file", "memory": "less memory"
 
 def write_report(path: str | Path, story: Story) -> None:
     """Write the page, whole or not at all. Raises BadInput where it cannot be written."""
-    path, page = Path(path), render(story)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise BadInput(
-            f"The report cannot be written to {path}: {error.strerror}. Name a file in a folder that exists and is yours."
-        ) from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        os.chmod(temporary, 0o644)  # what mkstemp makes is for its owner only
-        os.replace(temporary, path)
-    except OSError as error:
-        raise BadInput(f"The report cannot be written to {path}: {error.strerror}. Name a file that can be replaced.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_text_atomic(path, render(story))
 
 
 def render(story: Story) -> str:
