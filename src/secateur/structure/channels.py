@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
-from ..tree import Scores, Tree
+from ..tree import Keep, Scores, Tree
 from .cut import cut
 from .labels import CHANNEL, INNER, KERNEL, OUTER, Dim, Labels
 from .run import macs_per_element, traced
@@ -21,6 +21,7 @@ from .trace import Trace
 from .watch import Difference, backward_fails, watch
 
 KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
+TRIALS = 2  # of every structure, before it is handed out
 Index = tuple[Tensor | None, ...]  # per dimension, (factors, indices) numbers of units, 0: none
 
 
@@ -140,7 +141,7 @@ def channels(model: nn.Module, example: object, exact: bool = False) -> Channels
     example: a tensor, a tuple of arguments or a dict of keyword arguments.
     exact: keep groups whole whose removal is only approximately the same as zeroing (a norm's statistic or a softmax runs over them).
     The model is not changed, and is run on a copy without values (on the `meta` device) where it can be.
-    Before it is handed out, half of every group is removed on trial, and what then does not run as predicted is frozen.
+    Before it is handed out, part of every group is removed on trial, and what then does not run as predicted is frozen.
     Raises BadInput where the example does not fit the model.
     """
     fixed: set[tuple[str, str]] = set()
@@ -249,15 +250,31 @@ def order_of(tensors: Mapping[str, tuple[Dim, ...]]) -> tuple[list[int], dict[in
 
 
 def trial(structure: Channels, dense: nn.Module, inputs: object, trace: Trace, numbers: np.ndarray) -> Difference | None:
-    """Remove half of every group from the copy and run it: the first operator that does not make what its labels say, or None."""
-    generator = torch.Generator().manual_seed(0)
-    keep = {name: torch.randperm(group.size, generator=generator) >= group.size // 2 for name, group in structure.groups.items()}
-    gates = structure._gates(keep).numpy()
-    small = cut(dense, structure.kept(keep), structure.sizes(keep))
-    difference = watch(small, inputs, trace.steps, lambda dim: int(gates[numbers[trace.labels.resolve(dim)]].all(0).sum()))
-    if difference is None and (error := backward_fails(small, inputs)) and not backward_fails(dense, inputs):
-        return Difference(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")
-    return difference
+    """Remove part of every group from the copy and run it: the first operator that does not make what its labels say, or None."""
+    for seed in range(TRIALS):
+        keep = uneven(structure, seed)
+        gates = structure._gates(keep).numpy()
+        small = cut(dense, structure.kept(keep), structure.sizes(keep))
+        size = lambda dim, gates=gates: int(gates[numbers[trace.labels.resolve(dim)]].all(0).sum())
+        difference = watch(small, inputs, trace.steps, size)
+        if difference is None and (error := backward_fails(small, inputs)) and not backward_fails(dense, inputs):
+            difference = Difference(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")
+        if difference is not None:
+            return difference
+    return None
+
+
+def uneven(structure: Channels, seed: int) -> Keep:
+    """A random part of every group, and of groups of one size parts of different sizes: sizes that agree by chance prove nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    seen: Counter[int] = Counter()
+    keep = {}
+    for name, group in structure.groups.items():
+        first = int(torch.randint(group.size - 1, (), generator=generator)) if not seen[group.size] else 0
+        seen[group.size] += 1 + first
+        gone = 1 + seen[group.size] % (group.size - 1)
+        keep[name] = torch.randperm(group.size, generator=generator) >= gone
+    return keep
 
 
 def freeze(trace: Trace, difference: Difference) -> None:

@@ -10,12 +10,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from ..task import each
+
 Kept = Mapping[str, "tuple[Tensor | None, ...]"]
 
 
 def twin(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A deep copy whose parameters and buffers are `replace(name, tensor)`: each is copied once, and ties stay ties."""
     memo: dict[int, object] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # kept from a run with gradients: torch copies it without its history only
+                memo[id(value)] = value.detach().clone()
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         new = replace(name, value.detach())
         memo[id(value)] = type(value)(new, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else new
@@ -65,12 +71,26 @@ def describe(module: nn.Module) -> None:
 GATES = {"LSTM": 4, "GRU": 3}
 
 
+def owned(module: nn.Module) -> dict[str, tuple[str, int] | None]:
+    """The attributes that `describe` sets, each with the (parameter, dimension) whose size it is; None where it is no dimension's size."""
+    if isinstance(module, _ConvNd):
+        whole = module.groups == 1
+        inputs, outputs = (("weight", 0), ("weight", 1) if whole else None), (("weight", 1) if whole else None, ("weight", 0))
+        return dict(zip(("in_channels", "out_channels"), inputs if module.transposed else outputs))
+    if isinstance(module, nn.Linear):
+        return {"out_features": ("weight", 0), "in_features": ("weight", 1)}
+    if isinstance(module, _NormBase) and module.weight is not None:
+        return {"num_features": ("weight", 0)}
+    if isinstance(module, nn.GroupNorm) and module.weight is not None:
+        return {"num_channels": ("weight", 0)}
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)}
+    if isinstance(module, nn.RNNBase):
+        hidden = None if module.proj_size else ("weight_hh_l0", 1)
+        return {"input_size": ("weight_ih_l0", 1), "hidden_size": hidden}
+    return {}
+
+
 def to_meta(value: object) -> object:
     """Tensors on the `meta` device, the containers around them rebuilt."""
-    if isinstance(value, Tensor):
-        return torch.empty_like(value, device="meta")
-    if isinstance(value, dict):
-        return {key: to_meta(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(to_meta(item) for item in value)
-    return value
+    return each(lambda leaf: torch.empty_like(leaf, device="meta") if isinstance(leaf, Tensor) else leaf, value)

@@ -98,8 +98,12 @@ def added(t: Trace, out: Tensor, bias: Tensor, dims: Dims) -> Dims:
     "batch_norm",
 )
 def batch_norm(t: Trace, out: Sequence[Tensor], x: Tensor, *args: object, **kwargs: object) -> tuple[Dims, ...]:
-    """Statistics are each channel's own, so that a removed channel changes nothing elsewhere."""
+    """Statistics are each channel's own, so that a removed channel changes nothing elsewhere; those of the batch run over what is not one."""
     channel = t[x][1]
+    training = args[4] if len(args) > 5 else "legit_no" not in t.op  # (weight, bias, mean, var, training, momentum, eps, ...)
+    for d, dim in enumerate(t[x]):
+        if d != 1 and training:
+            t.approximates(dim, "a batch norm's statistic runs over it")
     for value in args[:4]:
         if isinstance(value, Tensor):
             t.unite(channel, t[value][0])
@@ -137,7 +141,8 @@ def group_norm(
             t.unite(t[x][1], t[value][0])
     group, within = t.split(t[x][1], groups, c // groups)
     t.size(group, groups)
-    t.approximates(within, "a group norm's statistic runs over it")
+    for dim in (within, *t[x][2:]):
+        t.approximates(dim, "a group norm's statistic runs over it")
     return (t[x], (t[x][0], group), (t[x][0], group))
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @rule("view", "reshape", "_unsafe_view", "flatten", "_reshape_alias", "_reshape_copy", "squeeze", "unsqueeze", "view_copy")
 def view(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Dims:
     dims = reshape(t, t[x], out.shape)
-    for dim in dims:
-        t.size(dim)
+    for at, dim in enumerate(dims):
+        t.size(dim, at=at)
     return dims
 
 
@@ -61,7 +61,7 @@ def copy_(t: Trace, out: Tensor, x: Tensor, source: Tensor, *args: object) -> Di
 @rule("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full")
 def made(t: Trace, out: Tensor, *args: object, **kwargs: object) -> Dims:
     """A new tensor: inert, but for a dimension whose size is an attribute of a module and can follow."""
-    return tuple(t.made(size) for size in out.shape)
+    return tuple(t.made(size, at) for at, size in enumerate(out.shape))
 
 
 @rule("t", "transpose", "numpy_T")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..task import call
-from .cut import to_meta, twin
+from .cut import owned, to_meta, twin
 from .rules import flat
 from .sizes import remember
 from .trace import SizesSeen, Trace, named_modules_followed
@@ -40,6 +40,11 @@ def run(model: nn.Module, example: object, fixed: set[tuple[str, str]]) -> Trace
         trace.put(value, tuple(trace.labels.fresh(size) if size > 1 else np.zeros((0, size), np.int64) for size in value.shape))
     for name, value in model.named_parameters():
         trace.origin[id(value)] = name
+    for path, module in model.named_modules():
+        for attribute, whose in owned(module).items():
+            where = f"{path}.{attribute}" if path else attribute
+            weight = module._parameters.get(whose[0]) if whose else None  # a parametrised weight is none
+            trace.own[where, None] = trace[weight][whose[1]] if whose and weight is not None else None
     with like_the_trace(model), torch.no_grad(), named_modules_followed(model, trace), SizesSeen(trace), trace:
         outputs = call(model, example)
     trace.labels.step, trace.labels.place = -1, ""

@@ -50,6 +50,7 @@ class Origin:
 
     value: int
     attribute: Attribute
+    position: int  # among the call's integers
     spent: bool = False
 
 
@@ -73,7 +74,8 @@ def origins_of(func: Callable[..., object], args: tuple[object, ...], kwargs: di
         values = [*args, *kwargs.values()]
     else:
         values = [value for at, value in [*enumerate(args), *kwargs.items()] if at in positions]
-    return [Origin(int(leaf), leaf.attribute) for value in values for leaf in leaves(value) if isinstance(leaf, Remembered)]
+    integers = [leaf for value in values for leaf in leaves(value) if isinstance(leaf, int) and not isinstance(leaf, bool)]
+    return [Origin(int(leaf), leaf.attribute, at) for at, leaf in enumerate(integers) if isinstance(leaf, Remembered)]
 
 
 def leaves(value: object) -> list[object]:

@@ -26,7 +26,7 @@ assert rules_layers and rules_reduce and rules_shape  # importing them registers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TORCH = os.path.dirname(os.path.abspath(torch.__file__))
-SILENT = {"aten::detach", "aten::alias"}  # no steps: whether they run depends on who is watching
+SILENT = {"aten::detach", "aten::alias", "aten::clone"}  # no steps: whether they run depends on who is watching, or on strides
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.used: set[int] = set()
         self.values_read: list[str] = []  # places where the run looked at a value, and may have branched on it
         self.attributes: dict[Attribute, Dim] = {}
+        self.own: dict[Attribute, Dim | None] = {}  # attributes of PyTorch's own layers: the dimension of their weight that they describe
         self.origins: list[Origin] = []
         self.modules: list[str] = []
         self.op = ""
@@ -91,26 +92,32 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.freeze(outer, "their number is fixed in the code:")
         return outer, inner
 
-    def size(self, dim: Dim, value: int | None = None) -> None:
-        """The size of this dimension was an argument of the call at work: an attribute with that value must follow the dimension."""
+    def size(self, dim: Dim, value: int | None = None, at: int | None = None) -> None:
+        """The size of this dimension was an argument of the call at work: an attribute with that value must follow the dimension.
+
+        at: which of the call's integers it was, where that is known.
+        """
         if not dim.any():
             return
         value = dim.shape[1] if value is None else value
-        fitting = [origin for origin in self.origins if origin.value == value]
+        fitting = [origin for origin in self.origins if origin.value == value and at in (None, origin.position)]
         origin = next((o for o in fitting if not o.spent), fitting[-1] if fitting else None)
         if origin is None:
             return
         origin.spent = True
-        if origin.attribute in self.attributes:
-            self.unite(self.attributes[origin.attribute], dim)
+        where = origin.attribute
+        if where in self.own and self.own[where] is None:
+            self.freeze(dim, "its size is an attribute that means another one:")
+        elif where in self.attributes or where in self.own:
+            self.unite(self.attributes.setdefault(where, self.own.get(where, dim)), dim)
         else:
-            self.attributes[origin.attribute] = dim
+            self.attributes[where] = dim
 
-    def made(self, size: int) -> Dim:
+    def made(self, size: int, at: int) -> Dim:
         """A dimension of a new tensor: fresh labels where its size is an attribute that can follow, else inert."""
-        if size > 1 and any(origin.value == size and not origin.spent for origin in self.origins):
+        if size > 1 and any(origin.value == size and origin.position == at for origin in self.origins):
             dim = self.labels.fresh(size)
-            self.size(dim)
+            self.size(dim, at=at)
             return dim
         return inert(size)
 

@@ -17,6 +17,9 @@ from .rules import flat, name_of
 from .trace import SILENT, Step
 
 
+FIXED = "its size is fixed in the code and cannot follow:"
+
+
 @dataclass(frozen=True)
 class Difference:
     """The step at which the smaller model leaves the prediction, and how."""
@@ -40,14 +43,19 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         if name_of(func) in SILENT:
             return out
-        if self.at >= len(self.steps) or self.steps[self.at].op != name_of(func):
+        if self.at >= len(self.steps) or not alike(self.steps[self.at].op, name_of(func)):
             raise Differs("the smaller model takes another way before")
         shapes = [tuple(value.shape) for value in flat(out) if isinstance(value, Tensor)]
         predicted = [tuple(self.size(dim) for dim in dims) for dims in self.steps[self.at].made]
         if shapes != predicted:
-            raise Differs("its size is fixed in the code and cannot follow:")
+            raise Differs(FIXED)
         self.at += 1
         return out
+
+
+def alike(a: str, b: str) -> bool:
+    """Whether two names are of one operator, or of forms of a view between which strides decide."""
+    return a == b or {a, b} <= {"aten::view", "aten::_unsafe_view", "aten::_reshape_alias", "aten::reshape"}
 
 
 def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callable[[Dim], int]) -> Difference | None:
@@ -59,7 +67,8 @@ def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callabl
     except Differs as difference:
         return Difference(mode.at, str(difference))
     except Exception as error:  # whatever the user's code raises about a size that did not follow
-        return Difference(mode.at, f"the smaller model fails ({type(error).__name__}) in")
+        sized = mode.at < len(steps) and alike(steps[mode.at].op, "aten::view")
+        return Difference(mode.at, FIXED if sized else f"the smaller model fails ({type(error).__name__}) in")
     return None
 
 
