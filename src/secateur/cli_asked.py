@@ -16,7 +16,7 @@ from .errors import BadInput
 from .files import check_writable
 from .frontends.batches import Batches, Splits
 from .frontends.data import data_of
-from .journey import First, Metrics, criterion_of, example_in, loss_of, metrics_for, model_of, one_of
+from .journey import First, Metrics, at_least, criterion_of, example_in, loss_of, metrics_for, model_of, one_of, seed_in_range
 from .schedule import SCHEDULES
 from .scope import SCOPES
 from .select import finite, fraction
@@ -103,11 +103,10 @@ def check(asked: Asked) -> None:
     if asked.gradual and asked.amount is None:
         raise BadInput("A gradual schedule rises to an amount, not to a threshold. Give --amount, or --schedule one-shot.")
     for name, value in (("multiple", asked.multiple), ("steps", asked.steps), ("samples", asked.samples), ("batch", asked.batch)):
-        if value < 1:
-            raise BadInput(f"--{name} must be at least 1, but it is {value}.")
+        at_least(name, value, 1)
     for name, value in (("tune", asked.tune), ("curve", asked.curve)):
-        if value < 0:
-            raise BadInput(f"--{name} must be 0 or more, but it is {value}.")
+        at_least(name, value, 0)
+    seed_in_range(asked.seed)
     for name, share in (("local", asked.local), ("distill", asked.distill)):
         if not 0 <= share <= 1:
             raise BadInput(f"--{name} must lie in 0..1, but it is {share}.")

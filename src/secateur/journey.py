@@ -62,6 +62,20 @@ def one_of(value: str, choices: Iterable[str], what: str) -> str:
     return value
 
 
+def at_least(name: str, value: int, least: int) -> int:
+    """Raises BadInput for an option below what it must be."""
+    if value < least:
+        raise BadInput(f"--{name} must be at least {least}, but it is {value}.")
+    return value
+
+
+def seed_in_range(seed: int) -> int:
+    """Raises BadInput for a seed that some source of chance (scikit-learn's, say) does not take."""
+    if not 0 <= seed < 2**32:
+        raise BadInput(f"The seed must be a whole number in 0..{2**32 - 1}, but it is {seed}. Try --seed 0.")
+    return seed
+
+
 def model_of(spec: str, weights: Path | None, seed: int = 0) -> nn.Module:
     """The model, with the weights in the file (without one: as it is built), in evaluation mode."""
     build = build_of(spec)
