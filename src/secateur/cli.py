@@ -12,15 +12,15 @@ from rich.console import Console
 
 from .api import STRUCTURES, structure_of
 from .cli_asked import Asked
+from .cli_evaluate import evaluate_folder
 from .cli_prune import Stopped, prune_into
 from .cli_tables import by_model, frozen_table, groups_table, ranking_table, text, totals
 from .contexts import CONTEXTS
 from .errors import BadInput, SecateurError
-from .evaluate import compare
-from .files import load, read_plan, write_text_atomic
+from .files import read_plan, write_text_atomic
 from .frontends.data import data_of
-from .frontends.models import build_of, example_of
-from .journey import First, criterion_of, example_in, loss_of, metrics_for, model_of, one_of
+from .frontends.models import example_of
+from .journey import First, at_least, criterion_of, example_in, loss_of, model_of, one_of, seed_in_range
 from .progress import bars
 from .report import Story, render
 from .sensitivity import measure as measured
@@ -43,13 +43,13 @@ Example = Annotated[str | None, typer.Option(metavar="SIZES", help="of the input
 Exact = Annotated[bool, typer.Option("--exact", help="leave groups whole that shrink only nearly exactly")]
 Samples = Annotated[int, typer.Option(metavar="N", help="training samples to measure on")]
 Batch = Annotated[int, typer.Option(metavar="N", help="samples a batch")]
-Seed = Annotated[int, typer.Option(metavar="N", help="of splits, order and chance")]
+Seed = Annotated[int, typer.Option(metavar="N", help="of splits, order and chance", callback=seed_in_range)]
 Force = Annotated[bool, typer.Option("--force", help="replace a folder that is not ours")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, no table")]
 
 
 def example(line: str) -> str:
-    return f"Example: secateur {line}"
+    return f"\b\nExample: secateur {line}"  # in one piece, to be copied
 
 
 def say(quiet: bool, *drawn: object) -> None:
@@ -94,6 +94,7 @@ def measure(
 ) -> None:
     """Measure how much every unit matters: over the data (global), and where it is needed most (local)."""
     one_of(structure, STRUCTURES, "structure"), one_of(contexts, CONTEXTS, "context")
+    at_least("samples", samples, 1), at_least("batch", batch, 1)
     chosen = criterion_of(criterion)
     refuse(out)
     net, splits = model_of(model, weights, seed), data_of(data, seed, batch)
@@ -158,23 +159,15 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that prune wrote")],
     data: Annotated[str | None, typer.Option(metavar="DATA", help="else the data it was pruned with")] = None,
     model: Annotated[str | None, typer.Option(metavar="MODEL", help="else the one that the plan names")] = None,
-    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="of the dense model, to compare with")] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="of the dense model, else those the plan names")] = None,
     loss: Loss = None,
     batch: Batch = 64,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
     """Measure a pruned model anew on its test split: quality, size, speed."""
-    made = read_plan(folder).made
-    named, pile, seed = model or made.get("model"), data or made.get("data"), made.get("seed")
-    if not isinstance(named, str) or not isinstance(pile, str):
-        raise BadInput(f"The plan in {folder} does not say of which model and data it is. Give --model and --data.")
-    net = load(folder, build_of(named)).eval()
-    splits = data_of(pile, seed if isinstance(seed, int) else 0, batch)
-    models = {"pruned": net} if weights is None else {"dense": model_of(named, weights), "pruned": net}
+    at_least("batch", batch, 1)
     with bars(quiet) as bar:
-        bar("evaluating")(0, None)
-        metrics = metrics_for(net, splits.validation, loss_of(loss))
-        table = compare(models, splits.test, metrics, example_in(splits.train))
+        table = evaluate_folder(folder, data, model, weights, loss, batch, bar)
     say(False, by_model(table), *map(text, table.notes))
 
 

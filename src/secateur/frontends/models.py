@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,14 +91,35 @@ def function_of(spec: str, what: str) -> tuple[Callable[..., object], Path]:
     if not (colon and source and name):
         raise BadInput(f"{spec!r} does not name a {what}. Give file.py:function or package.module:function.")
     is_file = source.endswith(".py")
-    folder = Path(source).expanduser().resolve().parent if is_file else Path.cwd()
+    folder = file_of(source).parent if is_file else Path.cwd()
     with importable(folder):
-        module = module_in(Path(source).expanduser().resolve()) if is_file else module_named(source)
+        module = module_in(file_of(source)) if is_file else module_named(source)
     function = getattr(module, name, None)
     if not callable(function) or isinstance(function, nn.Module):
         fact = f"has no function {name}" if function is None else f"has {name}, but as a {type(function).__name__}"
         raise BadInput(f"{source} {fact}.{close(name, functions_in(module))} Name a function that returns the {what}.")
     return function, folder
+
+
+def file_of(source: str) -> Path:
+    """The full path of a file of code. Raises BadInput where there can be none."""
+    try:
+        return Path(source).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown user's home, a loop of links, a zero byte
+        raise BadInput(f"{source!r} is not the path of a file: {error}. Give {WAYS}.") from error
+
+
+def sources_of(spec: str) -> list[Path]:
+    """The places that the code of file.py:function or package.module:function would come from, told without running any."""
+    source = spec.rpartition(":")[0]
+    if source.endswith(".py"):
+        return [file_of(source)]
+    roots = [Path.cwd(), *(Path(entry) for entry in sys.path)]
+    parts = source.split(".")
+    packages = [root.joinpath(*parts[:count]) for root in roots for count in range(1, len(parts) + 1)]
+    places = [f"{package}{suffix}" for package in packages for suffix in ("", *importlib.machinery.all_suffixes())]
+    # a module takes what it imports in turn from the working folder, too
+    return [Path.cwd().resolve(), *(file_of(place) for place in places if os.path.exists(place))]
 
 
 def call(spec: str, function: Callable[..., object], folder: Path) -> object:
