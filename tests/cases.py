@@ -205,5 +205,9 @@ CASES = [
     Case("padded", lambda: nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 6, 3), nn.ZeroPad2d(2), nn.MaxPool2d(3, 2), nn.Conv2d(6, 2, 3, padding_mode="replicate", padding=1)), image(), {"1": 6}),
     Case("indexed", lambda: Net(lambda n, x: n.b(n.a(x)[:, [0, 2]][torch.tensor([1, 0])].index_select(1, torch.tensor([1, 1, 0]))), a=nn.Linear(3, 6), b=nn.Linear(6, 2)), lambda: torch.randn(2, 4, 3), {"a": 6}),
     Case("indexed by channel", lambda: Net(lambda n, x: n.b(n.a(x)[..., [0, 2, 1]]), a=nn.Linear(3, 6), b=nn.Linear(3, 2)), lambda: torch.randn(2, 4, 3), {}, {"a": "picked from by number"}),
+    Case("two ways of one width", lambda: Net(lambda n, x: n.d((n.g(n.f(n.e(x)).relu())).view(n.f(n.e(x)).shape)), e=conv(3, 8), f=conv(8, 8), g=conv(8, 8), d=conv(8, 2)), image(), {}, {"g": "fixed in the code"}),
+    Case("another layer's width", lambda: Net(lambda n, x: n.o(n.b(n.a(x).relu()).relu().mean((2, 3)).view(-1, n.a.out_channels)), a=conv(3, 8), b=conv(8, 8), o=nn.Linear(8, 2)), image(), {"a": 8}),
+    Case("as many steps as states", lambda: Net(lambda n, x: n.out(n.rnn(x)[0][:, -1]), rnn=nn.LSTM(5, 4, 4, batch_first=True), out=nn.Linear(4, 3)), lambda: torch.randn(4, 6, 5), {"rnn.weight_ih_l0": 4}),
+    Case("statistics of the batch", lambda: nn.Sequential(nn.Linear(4, 6), nn.InstanceNorm1d(3), nn.ReLU(), nn.Linear(6, 2)), lambda: torch.randn(2, 3, 4), {"0": 6}, approximate=("0",)),
     Case("permuted", lambda: Net(lambda n, x: n.b(n.a(x.permute(0, 2, 3, 1)).transpose(1, 3)).flatten(2), a=nn.Linear(3, 6), b=conv(6, 2)), image(), {"a": 6}),
 ]  # fmt: skip

@@ -83,6 +83,15 @@ def group_norm(seen: Tensor, out: Any, x: Tensor, w: Tensor, b: Tensor, n: int, 
     return (y * w.view(shape) + b.view(shape), *out[1:])
 
 
+def batch_norm(seen: Tensor, out: Any, x: Tensor, w: Any, b: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float) -> Any:
+    if not training:
+        return out
+    shape = (1, -1, *(1 for _ in x.shape[2:]))
+    y = normalise(seen, x, tuple(d for d in range(x.dim()) if d != 1), eps)
+    y = y if w is None else y * w.view(shape)
+    return (y if b is None else y + b.view(shape), *out[1:])
+
+
 def softmax(seen: Tensor, out: Tensor, x: Tensor, dim: int, half: bool) -> Tensor:
     return x.masked_fill(~seen, -torch.inf).softmax(dim).nan_to_num(0)
 
@@ -103,6 +112,7 @@ def sum_(seen: Tensor, out: Tensor, x: Tensor, dims: list[int] | None = None, ke
 OVER_KEPT: dict[str, Callable[..., Any]] = {
     "aten::native_layer_norm": layer_norm,
     "aten::native_group_norm": group_norm,
+    "aten::native_batch_norm": batch_norm,
     "aten::_softmax": softmax,
     "aten::mean": mean,
     "aten::amax": amax,

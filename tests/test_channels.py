@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -146,6 +147,22 @@ def test_all_of_a_unit_is_frozen_when_its_group_is_left_out():
 def test_an_example_that_does_not_fit_is_named():
     with pytest.raises(BadInput, match="cannot run on the example"):
         channels(nn.Linear(4, 2), torch.randn(2, 3))
+
+
+def test_inputs_may_be_named_tuples():
+    class Pair(NamedTuple):
+        x: Tensor
+        y: Tensor
+
+    class Adding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, pair: Pair) -> Tensor:
+            return self.c(self.a(pair.x) + self.b(pair.y))
+
+    assert {name: g.size for name, g in channels(Adding(), (Pair(torch.randn(2, 4), torch.randn(2, 4)),)).groups.items()} == {"a": 6}
 
 
 def test_a_value_that_is_read_is_reported():

@@ -38,3 +38,20 @@ def test_ties_stay_ties_and_nothing_is_shared_with_the_original():
         copy[0].weight.zero_()
     assert model[0].weight.abs().sum() > 0
     assert copy[0].weight.requires_grad and not twin(model.requires_grad_(False), lambda _, v: v.clone())[0].weight.requires_grad
+
+
+def test_what_a_run_left_behind_does_not_stop_the_copy():
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen = self.a(x)
+            return self.b(self.seen.relu())
+
+    model = Remembering()
+    model(torch.randn(2, 4))
+    assert not model.seen.is_leaf
+    copy = twin(model, lambda _, value: value.clone())
+    assert torch.equal(copy.seen, model.seen) and copy.seen is not model.seen

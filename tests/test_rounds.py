@@ -73,6 +73,28 @@ def test_a_run_that_stopped_goes_on_behind_its_last_finished_round(tmp_path):
     assert go(tmp_path / "cut") == []
 
 
+def test_a_script_that_is_run_again_can_rebind_a_fresh_optimizer(tmp_path):
+    data = batches()
+
+    def script(stop=None):
+        model = residual()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        going = sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.5, of="macs", steps=3, checkpoint=tmp_path)
+        for step in itertools.islice(going, stop):
+            optimizer = step.rebind(optimizer)
+            assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in step.model.parameters()}
+            train(step.model, optimizer, data)
+        return step.number
+
+    assert script(2) == 2 and script() == 3
+
+
+def test_what_is_out_of_reach_in_the_end_is_said_before_the_first_round():
+    data = batches(1)
+    with pytest.raises(sc.BudgetUnreachable, match=r"0\.999 is out of reach"):
+        next(sc.rounds(residual(), data[0][0], data, F.cross_entropy, amount=0.999, of="macs", steps=3))
+
+
 def test_masks_are_held_after_resuming(tmp_path):
     model, data = residual(), batches()
     settings = {"amount": 0.5, "structure": "weights", "steps": 3, "checkpoint": tmp_path}

@@ -1,6 +1,6 @@
 """Measure how much every connection of a neural network matters, cut those that matter least, and prove what the cut cost."""
 
-from .api import Pruned, prune
+from .api import Pruned, channels, prune
 from .cost import cost, costs
 from .criteria import CRITERIA
 from .errors import BadInput, BadLoss, BudgetUnreachable, MissingExtra, NothingToPrune, PlanMismatch, SecateurError, Unreadable
@@ -15,7 +15,7 @@ from .schedule import SCHEDULES
 from .scope import SCOPES
 from .select import select
 from .sensitivity import Collector, Sensitivity, measure, merge, read_sensitivity, write_sensitivity
-from .structure import Group, Structure, channels, rule, weights
+from .structure import Group, Structure, rule, weights
 from .surgery import hold, mask, shrink
 from .table import Table
 from .task import Task

@@ -18,7 +18,8 @@ from .plan import Plan
 from .repair import reestimate
 from .select import select
 from .sensitivity import Sensitivity, measure, merge
-from .structure import Channels, Structure, channels, weights
+from .structure import Channels, Structure, weights
+from .structure import channels as traced_channels
 from .surgery import shrink, unequal
 from .task import Loss, Task
 from .tree import Scores
@@ -65,7 +66,7 @@ def prune(
     criterion, contexts: how importance is measured, and on which pieces of the data ("batch", "sample", "class").
     local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global.
     amount, of: the fraction to remove of "units", "parameters", "macs" or "bytes"; or threshold: remove all units scored below.
-    scope: "global" or "layer"; multiple: keep multiples of this many units in every group.
+    scope: "global" or "layer"; multiple: a group that is cut keeps a multiple of this many units.
     exact: leave groups alone whose removal is only approximately the same as zeroing.
     repair: "statistics" re-estimates batch norms on the inputs in `data`, by the difference to the dense model; None leaves them.
     Raises the errors of the stages: BadInput, BadLoss, NothingToPrune, BudgetUnreachable.
@@ -81,8 +82,20 @@ def prune(
     return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, units, sensitivity, scores)
 
 
+def channels(model: nn.Module, example: object, exact: bool = False) -> Channels:
+    """The units of `model` that can be removed whole, found by one run on `example` and checked on real numbers.
+
+    example: a tensor, a tuple of arguments or a dict of keyword arguments that the model runs on.
+    exact: keep groups whole whose removal is only approximately the same as zeroing (a norm's statistic or a softmax runs over them).
+    A group is frozen, with the reason, where the code does not let its size follow, where an operator has no rule, and where the smaller
+    model would compute something else than the masked one. The model is not changed. Raises BadInput where the example does not fit.
+    """
+    found = traced_channels(model, example, exact)
+    return found.without(unequal(model, found, example))
+
+
 def structure_of(model: nn.Module, example: object, structure: str | Structure, exact: bool = False) -> Structure:
-    """The structure by its name, checked: groups whose smaller model would compute something else than the masked one are frozen."""
+    """The structure of that name; a structure is one already."""
     if not isinstance(structure, str):
         return structure
     if structure not in STRUCTURES:
@@ -90,13 +103,8 @@ def structure_of(model: nn.Module, example: object, structure: str | Structure, 
     return STRUCTURES[structure](model, example, exact)
 
 
-def checked_channels(model: nn.Module, example: object, exact: bool) -> Channels:
-    found = channels(model, example, exact)
-    return found.without(unequal(model, found, example))
-
-
 STRUCTURES: dict[str, Callable[[nn.Module, object, bool], Structure]] = {
-    "channels": checked_channels,
+    "channels": channels,
     "weights": lambda model, example, exact: weights(model, example),
 }
 

@@ -47,10 +47,17 @@ class Round:
     cut: Plan
     sensitivity: Sensitivity
     before: nn.Module
+    dense: nn.Module
 
     def rebind(self, optimizer: Optimizer) -> Optimizer:
-        """The optimizer that trained the model of the round before, for this round's model: its state is cut to fit."""
-        return rebind(optimizer, self.before, self.model, self.cut)
+        """The optimizer that trained the model of the round before, for this round's model: its state is cut to fit.
+
+        After a kill that model is gone: then the optimizer of the dense model will do.
+        """
+        trained = {id(value) for group in optimizer.param_groups for value in group["params"]}
+        if any(id(value) in trained for value in self.before.parameters()):
+            return rebind(optimizer, self.before, self.model, self.cut)
+        return rebind(optimizer, self.dense, self.model, self.plan)
 
 
 def rounds(
@@ -90,6 +97,8 @@ def rounds(
         "seed": seed,
     }  # fmt: skip
     dense = structure_of(model, example, structure, exact)
+    nothing = {name: torch.zeros(group.shape) for name, group in dense.groups.items()}
+    select(nothing, dense, final, of, scope, multiple=multiple)  # what is out of reach in the end is so before the first round
     now, done = resumed(model, checkpoint, settings, dense.digest)
     units: Structure = dense if done == 0 else after(now, example, structure, exact, dense)
     keep = all_kept(dense) if done == 0 or checkpoint is None else kept_units(dense, read_plan(round_folder(checkpoint, done)), now)
@@ -108,7 +117,7 @@ def rounds(
         small = repaired(shrink(now, cut), now, data, cut, repair)
         before, now = now, small
         reached = 1 - cost(dense, keep, of) / cost(dense, all_kept(dense), of)
-        yield Round(number, steps, reached, now, whole, cut, sensitivity, before)
+        yield Round(number, steps, reached, now, whole, cut, sensitivity, before, model)
         if checkpoint is not None:
             save(round_folder(checkpoint, number), now, whole, force=True, extra={"settings.json": json.dumps(settings)})
         units = units if structure == "weights" else structure_of(now, example, structure, exact)

@@ -39,7 +39,8 @@ def select(
         count everything, prunable or not). It is measured on the plan, reached, and overshot by less than one unit (or block).
     scope: how groups are made comparable: "global", "layer" (the same fraction of each), or a function of the scores.
     threshold: remove every unit whose score, as the scope makes it, is lower.
-    multiple: what a group keeps is a multiple of this, unless it is smaller as it is; units then leave in blocks, ranked by their mean.
+    multiple: a group that loses anything keeps a multiple of this many units; they leave in blocks, ranked by their mean. Groups that lose
+        nothing stay as they are.
     within: an earlier plan: what it removed stays removed and counts.
     made: anything else the plan should remember of how it was made (JSON values).
 

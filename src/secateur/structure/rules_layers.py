@@ -98,7 +98,7 @@ def added(t: Trace, out: Tensor, bias: Tensor, dims: Dims) -> Dims:
     "batch_norm",
 )
 def batch_norm(t: Trace, out: Sequence[Tensor], x: Tensor, *args: object, **kwargs: object) -> tuple[Dims, ...]:
-    """Statistics are each channel's own, so that a removed channel changes nothing elsewhere; those of the batch run over what is not one."""
+    """Statistics are each channel's own, so removing one changes nothing elsewhere; those of a batch run over the rest."""
     channel = t[x][1]
     training = args[4] if len(args) > 5 else "legit_no" not in t.op  # (weight, bias, mean, var, training, momentum, eps, ...)
     for d, dim in enumerate(t[x]):

@@ -23,7 +23,7 @@ SIZE_ARGUMENTS = {
     **{f"{kind}_pool{n}d": () for kind in ("max", "avg", "lp") for n in (1, 2, 3)},
     "layer_norm": (1, "normalized_shape"),
     "group_norm": (1, "num_groups"),
-    "softmax": (),
+    **{kind: () for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu", "softmax")},
 }
 
 

@@ -105,13 +105,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if origin is None:
             return
         origin.spent = True
-        where = origin.attribute
-        if where in self.own and self.own[where] is None:
+        own = self.own.get(origin.attribute, dim)
+        if own is None:
             self.freeze(dim, "its size is an attribute that means another one:")
-        elif where in self.attributes or where in self.own:
-            self.unite(self.attributes.setdefault(where, self.own.get(where, dim)), dim)
         else:
-            self.attributes[where] = dim
+            self.unite(self.attributes.setdefault(origin.attribute, own), dim)
 
     def made(self, size: int, at: int) -> Dim:
         """A dimension of a new tensor: fresh labels where its size is an attribute that can follow, else inert."""

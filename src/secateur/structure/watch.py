@@ -16,7 +16,6 @@ from .labels import Dim
 from .rules import flat, name_of
 from .trace import SILENT, Step
 
-
 FIXED = "its size is fixed in the code and cannot follow:"
 
 
