@@ -212,6 +212,30 @@ def test_what_prune_writes_is_what_it_says(here: Path, capsys: pytest.CaptureFix
     assert (here / "out" / "report.html").read_bytes() == page
 
 
+WRONG: dict[str, Callable[[dict], object]] = {
+    "a number for a list": lambda told: told["reasons"][0].update(histogram=3),
+    "bins of nothing": lambda told: told["reasons"][0].update(histogram=[[0.0, 1.0, 0, 0]]),
+    "a number beyond all numbers": lambda told: told["layers"][0].update(kept=10**400),
+    "powers beyond all numbers": lambda told: told["reasons"][0].update(histogram=[[0.0, 1e300, 1, 1]]),
+    "a layer that is not there": lambda told: told["reasons"][0].update(group="nowhere"),
+    "a figure that is none": lambda told: told["table"]["rows"]["dense"].update(top1="best"),
+    "no table": lambda told: told.pop("table"),
+}
+
+
+def test_a_damaged_story_is_refused_whatever_is_wrong_in_it(here: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(pruning(quiet=True)) == 0
+    before = files(here / "out")
+    for case, damage in WRONG.items():
+        told = json.loads(before["report.json"])
+        damage(told)
+        (here / "out" / "report.json").write_text(json.dumps(told))
+        assert run(["report", "out"]) == 2, case
+        said = capsys.readouterr().err
+        assert said.startswith("secateur: ") and said.count("\n") == 1 and "Prune again" in said, case
+        assert (here / "out" / "report.html").read_bytes() == before["report.html"]
+
+
 def test_connections_are_zeroed_and_stay_zero(here: Path):
     assert run(pruning(structure="weights", amount=0.8, tune=1, quiet=True)) == 0
     weights = [value for value in load_file(here / "out" / "model.safetensors").values() if value.dim() >= 2]

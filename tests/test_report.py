@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -153,10 +156,35 @@ def test_json_round_trip():
     assert again == story and render(again) == render(story)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"title": "a", "table": {}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"title": "a", "table": {}}', "[" * 100_000, '{"title": "a", "table": 3}'])
 def test_another_text_is_unreadable(text):
     with pytest.raises(Unreadable):
         Story.from_json(text)
+
+
+def places(value: object) -> Iterator[tuple[dict | list, object]]:
+    """Every (container, key) in nested dicts and lists."""
+    for key, item in list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []:
+        yield value, key
+        yield from places(item)
+
+
+def test_a_story_with_anything_in_the_wrong_place_is_unreadable_or_a_story():
+    told = json.loads(full({"a": (3,), "b": (4,)}).to_json())
+    types = (3, -1, 0.5, 10**400, float("nan"), "x", True, None, [], {}, [[1]], {"x": 1})
+    told["reasons"][0]["histogram"], before = 3, told["reasons"][0]["histogram"]
+    with pytest.raises(Unreadable, match=r"reasons\[0\]\.histogram is '3'"):
+        Story.from_json(json.dumps(told))
+    told["reasons"][0]["histogram"] = before
+    number = 0
+    for number, (inside, key) in enumerate(places(told)):
+        right = inside[key]
+        for wrong in [types[number % len(types)], types[(number // len(types) + 1) % len(types)]]:
+            inside[key] = wrong
+            with suppress(Unreadable):
+                assert isinstance(Story.from_json(json.dumps(told)), Story)
+        inside[key] = right
+    assert number > 500 and Story.from_json(json.dumps(told))
 
 
 def test_the_headline_has_the_numbers():

@@ -16,7 +16,7 @@ from .cli_evaluate import evaluate_folder
 from .cli_prune import Stopped, prune_into
 from .cli_tables import by_model, frozen_table, groups_table, ranking_table, text, totals
 from .contexts import CONTEXTS
-from .errors import BadInput, SecateurError
+from .errors import BadInput, SecateurError, Unreadable
 from .files import read_plan, write_text_atomic
 from .frontends.data import data_of
 from .frontends.models import example_of
@@ -179,8 +179,18 @@ def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that p
         told = (folder / "report.json").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{folder / 'report.json'} cannot be read: {error}. Prune again to have a new one.") from error
-    write_text_atomic(folder / "report.html", render(Story.from_json(told)))
+    write_text_atomic(folder / "report.html", page_of(Story.from_json(told), folder / "report.json"))
     say(False, f"{text(folder / 'report.html')} is written")
+
+
+def page_of(story: Story, file: Path) -> str:
+    """Raises Unreadable for a story with values that cannot have been measured, whatever they break."""
+    try:
+        return render(story)
+    except SecateurError:
+        raise
+    except Exception as error:
+        raise Unreadable(f"{file} is damaged ({type(error).__name__}: {error}). Prune again to have a new one.") from error
 
 
 @app.command(epilog=example("demo"))

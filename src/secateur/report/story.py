@@ -16,6 +16,7 @@ from ..errors import Unreadable
 from ..plan import Plan
 from ..table import Table
 from ..tree import Scores
+from .told import as_declared
 
 LISTED = 64  # units of a group that are listed one by one
 BINS = 24  # of a group's histogram
@@ -105,26 +106,11 @@ class Story:
     def from_json(text: str) -> Story:
         """Raises Unreadable for a text that `to_json` did not write."""
         try:
-            told = json.loads(text)
-            return Story(
-                **{
-                    **told,
-                    "table": Table.from_json(json.dumps(told["table"])),
-                    "layers": tuple(Layer(**layer) for layer in told["layers"]),
-                    "reasons": tuple(reasons_from(group) for group in told["reasons"]),
-                    "curve": {name: tuple(dict(point) for point in points) for name, points in told["curve"].items()},
-                    "history": tuple(dict(epoch) for epoch in told["history"]),
-                    "notes": tuple(told["notes"]),
-                }
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Unreadable(f"This is not a report's story that Secateur wrote: {error!r}. Prune again to have a new one.") from error
-
-
-def reasons_from(told: Mapping[str, object]) -> Reasons:
-    histogram, units = told["histogram"], told["units"]
-    assert isinstance(histogram, list) and isinstance(units, list)
-    return Reasons(**{**told, "histogram": tuple(map(tuple, histogram)), "units": tuple(Unit(**unit) for unit in units)})  # type: ignore[arg-type]
+            story = as_declared(Story, json.loads(text), "the story", {Table: lambda told, _: Table.from_json(json.dumps(told))})
+            assert isinstance(story, Story)
+            return story
+        except (ValueError, TypeError, ArithmeticError, RecursionError, AssertionError) as error:
+            raise Unreadable(f"This is not a report's story that Secateur wrote: {error}. Prune again to have a new one.") from error
 
 
 def story_of(
