@@ -26,6 +26,13 @@ def test_a_plan_explains_itself():
     assert "units 6 -> 3" in text and "0: 3 of 6 kept" in text and "2: whole, an output of the model" in text
 
 
+def test_groups_that_are_nearly_gone_are_named():
+    model = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 3), nn.ReLU(), nn.Linear(3, 2))
+    structure = sc.channels(model, torch.randn(1, 4))
+    plan = sc.select({"0": torch.arange(20.0), "2": torch.tensor([30.0, 31.0, 1.0])}, structure, threshold=25.0)
+    assert plan.thin() == {"0": (1, 20)} and plan.thin(0.7) == {"0": (1, 20), "2": (2, 3)}
+
+
 def test_a_plan_is_immutable_and_notes_are_new_plans():
     _, plan = made()
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -283,6 +283,7 @@ ONES = lambda structure: {name: torch.ones(group.shape) for name, group in struc
         ({"local": 1.5}, "quantile in 0..1"),
         ({"local": "mean"}, '"max" or a quantile'),
         ({"local": True}, "quantile"),
+        ({"criterion": lambda task, structure: None}, "returned NoneType, not scores"),
         ({"criterion": constant(ONES, times=0)}, "mine yielded no scores"),
         ({"criterion": constant(lambda s: {})}, r"mine gave none for the group h0, which has \(5,\) units"),
         ({"criterion": constant(lambda s: {"h0": torch.ones(3)})}, r"mine gave a tensor \(3,\) for the group h0"),

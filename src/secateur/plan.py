@@ -44,6 +44,11 @@ class Plan:
         """Group -> (units removed, units in all)."""
         return {name: (int((~mask).sum()), mask.numel()) for name, mask in self.keep.items()}
 
+    def thin(self, share: float = 0.1) -> dict[str, tuple[int, int]]:
+        """Groups of which less than this share is left: group -> (units kept, units in all). A network hardly survives such a layer."""
+        kept = {name: (size - gone, size) for name, (gone, size) in self.removed().items() if gone}
+        return {name: (left, size) for name, (left, size) in kept.items() if left < share * size}
+
     def explain(self) -> str:
         """The plan in words: a line per group."""
         lines = [f"{self.structure}: " + ", ".join(f"{what} {before:,.0f} -> {after:,.0f}" for what, (before, after) in self.cost.items())]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -89,7 +89,11 @@ def measure(
     stream = Stream(task.data, CONTEXTS[contexts])
     total, before = length(task.data), 0
     with seeded(task.seed, device_of(task.model)):
-        for scores in function(replace(task, data=stream), structure):
+        yielded: object = function(replace(task, data=stream), structure)
+        if not isinstance(yielded, Iterable):
+            made = type(yielded).__name__
+            raise BadInput(f"The criterion {name} returned {made}, not scores. Let it yield structure.reduce(...) for each batch.")
+        for scores in yielded:
             if contexts == "class" and stream.handed not in (0, before + 1):
                 raise BadInput(
                     f"The criterion {name} did not yield one score for each batch, so its scores cannot be told apart by class. "
