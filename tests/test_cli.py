@@ -20,7 +20,7 @@ from zoo import need_torchvision
 
 pytest.importorskip("typer")
 
-from secateur import Sensitivity, cli_prune, load, read_plan, read_sensitivity
+from secateur import Sensitivity, cli_prune, load, merge, read_plan, read_sensitivity
 from secateur.__main__ import main
 from secateur.cli import run
 from secateur.frontends.models import build_of
@@ -316,6 +316,36 @@ def test_a_gradual_run_goes_on_after_a_kill_and_after_ctrl_c(here: Path, capsys:
     resumed = files(here / "out")["model.safetensors"]
     assert run([*GRADUAL, "--out", "again"]) == 0
     assert files(here / "again")["model.safetensors"] == resumed  # as if nothing had happened
+
+
+@pytest.mark.parametrize("structure", ["channels", "weights"])
+def test_a_gradual_run_tells_of_the_dense_model_also_after_a_stop(structure: str, here: Path, monkeypatch: pytest.MonkeyPatch):
+    words = pruning(schedule="linear", steps=3, tune=1, structure=structure, local=0.3, contexts="class", curve=16, quiet=True)
+    assert run(words) == 0
+    assert run([*MEASURE, "s.safetensors", "--weights", "w.safetensors", "--structure", structure, "--contexts", "class"]) == 0
+    dense = read_sensitivity("s.safetensors")
+    assert all(torch.equal(value, dense.global_[name]) for name, value in read_sensitivity("out/sensitivity.safetensors").global_.items())
+    scores = load_file(here / "out" / "scores.safetensors")
+    assert scores.keys() == dense.global_.keys()
+    assert all(torch.equal(value, scores[name]) for name, value in merge(dense, 0.3).items())
+    story = json.loads((here / "out" / "report.json").read_text())
+    assert [group["group"] for group in story["reasons"]] == list(scores) and {group["cut"] for group in story["reasons"]} == {None}
+    assert any(note.startswith("Scores are of the first round, on the dense model") for note in story["notes"])
+
+    times, real = [], cli_prune.finetune
+
+    def stopping(*arguments: object, **options: object) -> object:
+        times.append(1)
+        if len(times) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(cli_prune, "finetune", stopping)
+    again = [*words, "--out", "again"]
+    assert run(again) == 130 and run(again) == 0
+    for name in ("sensitivity.safetensors", "scores.safetensors"):
+        assert (here / "again" / name).read_bytes() == (here / "out" / name).read_bytes()
+    assert json.loads((here / "again" / "report.json").read_text())["reasons"] == story["reasons"]
 
 
 def test_a_folder_in_the_way_of_the_rounds_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]):

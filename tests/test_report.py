@@ -99,6 +99,18 @@ def test_protected_are_those_that_global_alone_would_cut(scope):
     assert {layer.name: (layer.size - layer.kept, layer.size) for layer in story.layers} == plan.removed()
 
 
+def test_scores_of_the_first_of_several_rounds_have_no_cut():
+    at_once, plan, measured, scores = a_story(SHAPES)
+    story = story_of(plan.note(cut=0.5), measured, scores, local=0.5, by_rounds=True)
+    assert {group.cut for group in story.reasons} == {None} and "cut" not in story.made
+    assert not any(layer.protected or layer.yielded for layer in story.layers)
+    assert [[unit.rank for unit in group.units] for group in story.reasons] == [
+        [unit.rank for unit in group.units] for group in at_once.reasons
+    ]
+    assert 'class="cut' in render(at_once) and 'class="cut' not in render(story)
+    assert "the cut is the highest" not in render(story) and "no one cut" in render(story)
+
+
 def test_a_unit_is_told_with_its_ranks_and_who_needs_it():
     story, plan, measured, scores = a_story(SHAPES)
     names = list(SHAPES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,6 +28,8 @@ from .surgery import shrink
 from .task import Task
 from .tree import Scores
 
+FIRST = "Scores are of the first round, on the dense model; later rounds measured anew on the smaller one."
+
 
 class Stopped(Exception):
     """Ctrl-C; the text says what is kept."""
@@ -35,12 +37,12 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    """Models by the name of their row, the last one being the result, and what it rests on."""
+    """Models by the name of their row, the last one being the result, and what it rests on: sensitivity and scores of the dense model."""
 
     models: dict[str, nn.Module]
     plan: Plan
     sensitivity: Sensitivity
-    scores: Scores | None
+    scores: Scores
     history: list[dict[str, float]]
     notes: tuple[str, ...] = ()
 
@@ -65,8 +67,7 @@ def prune_into(asked: Asked, bar: Bar) -> Story:
 
 def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
     """Measure, select, shrink, repair, fine-tune."""
-    task = Task(given.model, given.measuring(asked), given.loss, asked.seed)
-    sensitivity = measure(task, given.structure, criterion_of(asked.criterion), asked.contexts, progress=bar("measuring"))
+    sensitivity = measured(asked, given, bar("measuring"))
     scores = merge(sensitivity, asked.local)
     plan = select(
         scores, given.structure, asked.amount, asked.of, asked.scope, asked.threshold, asked.multiple,
@@ -83,10 +84,16 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
     return Found(models, plan, sensitivity, scores, history)
 
 
+def measured(asked: Asked, given: Given, tell: Tell) -> Sensitivity:
+    """Of the dense model."""
+    task = Task(given.model, given.measuring(asked), given.loss, asked.seed)
+    return measure(task, given.structure, criterion_of(asked.criterion), asked.contexts, progress=tell)
+
+
 def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
     """Round by round, each fine-tuned; after a kill, from the last finished round and epoch."""
     assert asked.amount is not None
-    name, found, history = f"after {asked.steps} rounds", None, claim_rounds(asked)
+    name, last, first, history = f"after {asked.steps} rounds", None, None, claim_rounds(asked)
     for step in rounds(
         given.model, given.example, given.measuring(asked), given.loss, amount=asked.amount, steps=asked.steps, schedule=asked.schedule,
         structure=asked.structure, criterion=criterion_of(asked.criterion), contexts=asked.contexts, local=asked.local, of=asked.of,
@@ -99,19 +106,16 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
             step.model.load_state_dict(after.state_dict())
             history[str(step.number)] = epochs
             write_text_atomic(asked.rounds / "history.json", json.dumps(history))
-        scores = merge(step.sensitivity, asked.local) if asked.structure == "weights" else None
-        found = Found(
-            {"dense": given.model, name: step.model},
-            step.plan,
-            step.sensitivity,
-            scores,
-            [epoch for epochs in history.values() for epoch in epochs],
-        )
-    if found is None:  # stopped after the last round, before the result was written
+        last = step
+        if step.number == 1:
+            first = step.sensitivity
+    if last is None:  # stopped after the last round, before the result was written
         forget_rounds(asked)
         return gradually(asked, given, bar)
-    note = "Sensitivity was measured anew in every round; what is shown of it is of the last round."
-    return replace(found, notes=(note,))
+    if first is None:  # an earlier process had the first round
+        first = measured(asked, given, bar("measuring"))
+    models, every = {"dense": given.model, name: last.model}, [epoch for epochs in history.values() for epoch in epochs]
+    return Found(models, last.plan, first, merge(first, asked.local), every, (FIRST,))
 
 
 def tuned(asked: Asked, given: Given, model: nn.Module, checkpoint: Path | None, tell: Tell) -> tuple[nn.Module, list[dict[str, float]]]:
@@ -162,20 +166,16 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     curve: dict[str, list[dict[str, float]]] = {}
     if asked.curve:
         label = asked.criterion + (f", local {asked.local:g}" if asked.local else "")
-        task = Task(given.model, given.measuring(asked), given.loss, asked.seed)
-        whole = found.scores
-        if asked.gradual or whole is None:  # the scores of the last round are not those of the dense model
-            whole = merge(measure(task, given.structure, criterion_of(asked.criterion), asked.contexts), asked.local)
         curve = curve_of(
-            given.model, First(given.splits.validation, asked.curve), {label: whole}, given.measuring(asked), given.loss, given.structure,
-            asked.of, asked.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),
+            given.model, First(given.splits.validation, asked.curve), {label: found.scores}, given.measuring(asked), given.loss,
+            given.structure, asked.of, asked.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),
         )  # fmt: skip
     bar("comparing on the test split")
     table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
     notes = [*found.notes, *([CURVE] if curve else [])]
     return story_of(
         found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=asked.local,
-        title=f"{asked.model}, pruned", machine=machine(), notes=notes,
+        title=f"{asked.model}, pruned", machine=machine(), notes=notes, by_rounds=asked.gradual,
     )  # fmt: skip
 
 
@@ -189,7 +189,6 @@ def write(asked: Asked, given: Given, found: Found, story: Story) -> None:
     with TemporaryDirectory() as folder:
         write_sensitivity(Path(folder) / "sensitivity.safetensors", found.sensitivity)
         extra["sensitivity.safetensors"] = (Path(folder) / "sensitivity.safetensors").read_bytes()
-    if found.scores is not None:
-        extra["scores.safetensors"] = safetensors.torch.save({name: value.contiguous() for name, value in found.scores.items()})
+    extra["scores.safetensors"] = safetensors.torch.save({name: value.contiguous() for name, value in found.scores.items()})
     save(asked.out, list(found.models.values())[-1], plan, asked.force, extra)
     forget_rounds(asked)

@@ -43,6 +43,7 @@ def render(story: Story) -> str:
         against_cut=against_cut,
         largest=max((max(layer.global_share or 0, layer.local_share or 0) for layer in story.layers), default=0) or 1,
         protected=sum(layer.protected for layer in story.layers),
+        one_cut=any(group.cut is not None for group in story.reasons),
         gone=sum(layer.size - layer.kept for layer in story.layers),
         units=sum(layer.size for layer in story.layers),
         opened=most_telling(story),

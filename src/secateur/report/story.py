@@ -126,9 +126,12 @@ def story_of(
     subject: str = "",
     machine: str = "",
     notes: Sequence[str] = (),
+    by_rounds: bool = False,
 ) -> Story:
     """The story of a plan. scores: the merged ones that it was selected by; local: the weight that local sensitivity had in them.
 
+    by_rounds: the scores are those of the first of several rounds. The later ones decided by others, so that there is no one cut in these,
+    and what local sensitivity protected cannot be told from them.
     Units are compared within their group where the plan's scope is "layer", and all together elsewhere.
     """
     scores = {} if scores is None else {name: plain(value) for name, value in scores.items()}
@@ -137,7 +140,7 @@ def story_of(
     pools = [[name] for name in groups] if plan.made.get("scope") == "layer" else [groups]
     told: dict[str, tuple[Reasons, Layer]] = {}
     for pool in pools:
-        told |= tell(pool, plan, keep, scores, sensitivity)
+        told |= tell(pool, plan, keep, scores, sensitivity, by_rounds)
     shares = [share_of(values, keep) for values in ([sensitivity.global_, sensitivity.local] if sensitivity else [{}, {}])]
     layers = []
     for name, mask in keep.items():
@@ -154,7 +157,8 @@ def story_of(
                 layer.yielded,
             )
         )
-    made = {str(key): words(value) for key, value in plan.made.items() if value is not None} | (
+    unsaid = {"cut"} if by_rounds else set()
+    made = {str(key): words(value) for key, value in plan.made.items() if value is not None and key not in unsaid} | (
         {} if local is None else {"local": words(local)}
     )
     table = Table({}, {}) if table is None else table
@@ -174,17 +178,19 @@ def story_of(
     )
 
 
-def tell(pool: list[str], plan: Plan, keep: Scores, scores: Scores, sensitivity: Measured | None) -> dict[str, tuple[Reasons, Layer]]:
+def tell(
+    pool: list[str], plan: Plan, keep: Scores, scores: Scores, sensitivity: Measured | None, by_rounds: bool
+) -> dict[str, tuple[Reasons, Layer]]:
     """Reasons and protection of groups whose units were compared with each other."""
     if not pool:
         return {}
     merged, kept = joined(scores, pool), joined(keep, pool)
     ordered = in_order(merged)
-    cut = float(merged[~kept].max()) if not kept.all() else None
+    cut = float(merged[~kept].max()) if not kept.all() and not by_rounds else None
     by_global = joined(sensitivity.global_, pool) if sensitivity else None
     by_local = joined(sensitivity.local, pool) if sensitivity else None
     protected = yielded = torch.zeros_like(kept)
-    if by_global is not None:
+    if by_global is not None and not by_rounds:
         alone = largest(by_global, int(kept.sum()))  # what global sensitivity alone would keep, with as many removed
         protected, yielded = kept & ~alone, ~kept & alone
     orders = [None if values is None else (values, in_order(values)) for values in (by_global, by_local)]
