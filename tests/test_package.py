@@ -63,3 +63,5 @@ def test_the_wheel_works_where_only_it_is_installed(wheel: Path, tmp_path: Path)
     assert said.startswith(str(site)) and "inspect" in said
     said = done([place / "bin" / "python", "-m", "secateur", "inspect", "secateur.demo:build", "--example", "1,1,8,8"], tmp_path)
     assert "77,754 parameters" in said
+    done([place / "bin" / "python", "-m", "secateur", "demo", "--quiet", "--out", tmp_path / "demo"], tmp_path)
+    assert "</html>" in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
