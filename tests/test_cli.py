@@ -318,6 +318,30 @@ def test_a_gradual_run_goes_on_after_a_kill_and_after_ctrl_c(here: Path, capsys:
     assert files(here / "again")["model.safetensors"] == resumed  # as if nothing had happened
 
 
+def test_a_gradual_run_that_stopped_after_its_last_round_trains_nothing_again(here: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*arguments: object, **words: object) -> None:
+        raise KeyboardInterrupt
+
+    def refused(*arguments: object, **words: object) -> None:
+        raise AssertionError("it was trained already")
+
+    assert run([*GRADUAL, "--out", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_prune, "compare", interrupted)
+        assert run(GRADUAL) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_prune, "finetune", refused)
+        assert run(GRADUAL) == 0
+    assert files(here / "out")["model.safetensors"] == files(here / "whole")["model.safetensors"]
+    history = json.loads((here / "out" / "report.json").read_text())["history"]
+    assert [epoch["epoch"] for epoch in history] == list(range(1, 7))  # two in each of three rounds, counted on
+
+
+def test_groups_that_are_nearly_gone_are_told(here: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(pruning(amount=0.95, of="units", structure="weights")) == 0
+    assert "Less than a tenth is left of" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("structure", ["channels", "weights"])
 def test_a_gradual_run_tells_of_the_dense_model_also_after_a_stop(structure: str, here: Path, monkeypatch: pytest.MonkeyPatch):
     words = pruning(schedule="linear", steps=3, tune=1, structure=structure, local=0.3, contexts="class", curve=16, quiet=True)

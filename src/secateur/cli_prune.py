@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,13 +16,13 @@ from .api import repaired
 from .cli_asked import Asked, Given, check, read, settings
 from .errors import Unreadable
 from .evaluate import compare
-from .files import save, write_text_atomic
+from .files import load, read_plan, save, write_text_atomic
 from .finetune import finetune
 from .journey import CURVE, First, criterion_of, curve_of, machine
 from .plan import Plan
 from .progress import Bar, Tell
 from .report import Story, render, story_of
-from .rounds import rounds
+from .rounds import round_folder, rounds
 from .select import select
 from .sensitivity import Sensitivity, measure, merge, write_sensitivity
 from .surgery import shrink
@@ -93,7 +94,7 @@ def measured(asked: Asked, given: Given, tell: Tell) -> Sensitivity:
 def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
     """Round by round, each fine-tuned; after a kill, from the last finished round and epoch."""
     assert asked.amount is not None
-    name, last, first, history = f"after {asked.steps} rounds", None, None, claim_rounds(asked)
+    first, last, history = None, None, claim_rounds(asked)
     for step in rounds(
         given.model, given.example, given.measuring(asked), given.loss, amount=asked.amount, steps=asked.steps, schedule=asked.schedule,
         structure=asked.structure, criterion=criterion_of(asked.criterion), contexts=asked.contexts, local=asked.local, of=asked.of,
@@ -109,13 +110,16 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
         last = step
         if step.number == 1:
             first = step.sensitivity
-    if last is None:  # stopped after the last round, before the result was written
-        forget_rounds(asked)
-        return gradually(asked, given, bar)
     if first is None:  # an earlier process had the first round
         first = measured(asked, given, bar("measuring"))
-    models, every = {"dense": given.model, name: last.model}, [epoch for epochs in history.values() for epoch in epochs]
-    return Found(models, last.plan, first, merge(first, asked.local), every, (FIRST,))
+    if last is None:  # and the last one, too, but was stopped before the result was written
+        folder = round_folder(asked.rounds, asked.steps)
+        model, plan = load(folder, lambda: copy.deepcopy(given.model)), read_plan(folder)
+    else:
+        model, plan = last.model, last.plan
+    every = [epoch for epochs in history.values() for epoch in epochs]
+    numbered = [{**epoch, "epoch": float(number)} for number, epoch in enumerate(every, 1)]
+    return Found({"dense": given.model, f"after {asked.steps} rounds": model}, plan, first, merge(first, asked.local), numbered, (FIRST,))
 
 
 def tuned(asked: Asked, given: Given, model: nn.Module, checkpoint: Path | None, tell: Tell) -> tuple[nn.Module, list[dict[str, float]]]:
@@ -172,11 +176,21 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
         )  # fmt: skip
     bar("comparing on the test split")
     table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
+    table = replace(table, notes=(*table.notes, *nearly_empty(found.plan)))
     notes = [*found.notes, *([CURVE] if curve else [])]
     return story_of(
         found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=asked.local,
         title=f"{asked.model}, pruned", machine=machine(), notes=notes, by_rounds=asked.gradual,
     )  # fmt: skip
+
+
+def nearly_empty(plan: Plan) -> list[str]:
+    """A sentence about the groups of which hardly anything is left, where there are any."""
+    thin = plan.thin()
+    if not thin:
+        return []
+    named = ", ".join(f"{name} {left} of {size}" for name, (left, size) in list(thin.items())[:3]) + (", ..." if len(thin) > 3 else "")
+    return [f"Less than a tenth is left of {len(thin)} groups ({named}). If the accuracy falls, try --scope layer or another --criterion."]
 
 
 def write(asked: Asked, given: Given, found: Found, story: Story) -> None:
