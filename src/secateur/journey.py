@@ -29,7 +29,7 @@ from .surgery import shrink
 from .task import Loss, Task, each, split_batch
 from .tree import Scores
 
-CURVE = "The curve is on validation data, straight after the cut, with nothing repaired."
+CURVE = "The curve in the report is on validation data, straight after the cut, with nothing repaired."
 AMOUNTS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)  # of the curve
 
 
