@@ -318,6 +318,7 @@ def test_a_gradual_run_goes_on_after_a_kill_and_after_ctrl_c(here: Path, capsys:
     assert files(here / "again")["model.safetensors"] == resumed  # as if nothing had happened
 
 
+@pytest.mark.slow
 def test_a_gradual_run_that_stopped_after_its_last_round_trains_nothing_again(here: Path, monkeypatch: pytest.MonkeyPatch):
     def interrupted(*arguments: object, **words: object) -> None:
         raise KeyboardInterrupt
@@ -342,6 +343,7 @@ def test_groups_that_are_nearly_gone_are_told(here: Path, capsys: pytest.Capture
     assert "Less than a tenth is left of" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["channels", "weights"])
 def test_a_gradual_run_tells_of_the_dense_model_also_after_a_stop(structure: str, here: Path, monkeypatch: pytest.MonkeyPatch):
     words = pruning(schedule="linear", steps=3, tune=1, structure=structure, local=0.3, contexts="class", curve=16, quiet=True)

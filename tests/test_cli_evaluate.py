@@ -98,6 +98,7 @@ def test_a_plan_that_names_nothing_sensible_is_one_sentence(spec: str, here: Pat
     assert capsys.readouterr().err.splitlines()[-1].startswith("secateur: ")
 
 
+@pytest.mark.slow
 def test_the_dense_model_stands_beside_it(here: Path, capsys):
     def heads() -> str:
         assert run(["evaluate", "out"]) == 0
