@@ -93,6 +93,12 @@ def local_cases(net: int) -> Iterator[Case]:
             yield from (Case(net, structure, amount, Recipe(criterion, "class", local)) for local in LOCALS)
 
 
+def sample_cases(net: int) -> Iterator[Case]:
+    """Taylor with every image as a context of its own: gradients of different images do not cancel (an empirical Fisher of the gates)."""
+    yield Case(net, "connections", 0.5, Recipe("taylor", "sample"))
+    yield from (Case(net, "channels", ratio(value), Recipe("taylor", "sample")) for value in RATIOS)
+
+
 CHOSEN = (
     Recipe("fisher", per_mac=True, inner=True),
     Recipe("fisher", per_mac=True, inner=True, steps=4),
@@ -113,7 +119,8 @@ def all_cases() -> list[Case]:
     channels = [case for case in large if case.structure != "connections"]
     half = [case for case in large if case.amount == 0.5]
     local = [case for case in local_cases(56) if case.structure == "channels"]
-    first = [Case(56), Case(20), *small, *channels, *half, *local_cases(20), *chosen_cases(20), *local, *chosen_cases(56)]
+    first = [Case(56), Case(20), *small, *sample_cases(20), *channels, *half, *sample_cases(56), *local_cases(20)]
+    first += [*local, *chosen_cases(20), *chosen_cases(56)]
     return list(dict.fromkeys([*first, *large, *local_cases(56)]))
 
 
