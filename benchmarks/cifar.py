@@ -119,7 +119,7 @@ def all_cases() -> list[Case]:
     channels = [case for case in large if case.structure != "connections"]
     half = [case for case in large if case.amount == 0.5]
     local = [case for case in local_cases(56) if case.structure == "channels"]
-    first = [Case(56), Case(20), *small, *sample_cases(20), *channels, *half, *sample_cases(56), *local_cases(20)]
+    first = [Case(56), Case(20), *small, *sample_cases(20), *channels, *local_cases(20), *half, *sample_cases(56)]
     first += [*local, *chosen_cases(20), *chosen_cases(56)]
     return list(dict.fromkeys([*first, *large, *local_cases(56)]))
 
