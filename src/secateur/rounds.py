@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .api import Progress, repaired, structure_of
-from .cost import cost, costs
+from .cost import cost
 from .criteria import Criterion
 from .errors import BadInput, Unreadable
 from .files import load, read_plan, save
 from .optimizers import rebind
 from .plan import Plan
 from .schedule import SCHEDULES, Schedule
-from .select import fraction, select
+from .select import fraction, plan_of, select
 from .sensitivity import Sensitivity, measure, merge
 from .structure import Channels, Structure, all_kept
 from .structure.cut import twin
@@ -112,15 +112,15 @@ def rounds(
             keep = whole.keep
         else:
             cut = select(scores, units, still(gone, of, dense, keep, units), of, scope, multiple=multiple)
-            keep = composed(dense, keep, units, cut)
-            whole = plan_of(dense, keep, cut, made)
+            keep = composed(dense, keep, cut)
+            whole = plan_of(dense, keep, {**made, "cut": cut.made["cut"], "threshold": None})
         small = repaired(shrink(now, cut), now, data, cut, repair)
         before, now = now, small
         reached = 1 - cost(dense, keep, of) / cost(dense, all_kept(dense), of)
         yield Round(number, steps, reached, now, whole, cut, sensitivity, before, model)
         if checkpoint is not None:
             save(round_folder(checkpoint, number), now, whole, force=True, extra={"settings.json": json.dumps(settings)})
-        units = units if structure == "weights" else structure_of(now, example, structure, exact)
+        units = after(now, example, structure, exact, dense)
 
 
 def shares_of(schedule: str | Schedule, steps: int) -> Iterator[float]:
@@ -150,14 +150,15 @@ def still(gone: float, of: str, dense: Structure, keep: Keep, units: Structure) 
     return min(1.0, max(0.0, 1 - ((1 - gone) * whole - fixed) / here)) if here else 0.0
 
 
-def composed(dense: Structure, keep: Keep, units: Structure, cut: Plan) -> Keep:
+def composed(dense: Structure, keep: Keep, cut: Plan) -> Keep:
     """The dense model's units that are left: those of which some index of some tensor is left."""
     assert isinstance(dense, Channels)
+    before = dense.kept(keep)
     kept = {
         name: tuple(
             index if later is None else (torch.arange(dense.shapes[name][dim]) if index is None else index)[later]
             for dim, (index, later) in enumerate(
-                zip(pad(dense.kept(keep).get(name), dense.shapes[name]), pad(cut.kept.get(name), dense.shapes[name]))
+                zip(pad(before.get(name), dense.shapes[name]), pad(cut.kept.get(name), dense.shapes[name]))
             )
         )
         for name in dense.index
@@ -179,17 +180,6 @@ def units_in(dense: Channels, kept: dict[str, tuple[Tensor | None, ...]]) -> Kee
                 left[units if index is None else units[:, index]] = True
     parts = torch.split(left[1:], [group.size for group in dense.groups.values()])
     return dict(zip(dense.groups, parts))
-
-
-def plan_of(dense: Structure, keep: Keep, cut: Plan, made: dict[str, object]) -> Plan:
-    start, end = costs(dense, all_kept(dense)), costs(dense, keep)
-    return Plan(
-        "channels", keep, dense.kept(keep), dense.sizes(keep), dict(dense.shapes), dense.digest,
-        {name: (start[name], end[name]) for name in start},
-        {**made, "cut": cut.made.get("cut"), "threshold": None},
-        {name: group.approximate for name, group in dense.groups.items() if group.approximate},
-        {name: group.frozen for name, group in dense.frozen.items()},
-    )  # fmt: skip
 
 
 def kept_units(dense: Structure, plan: Plan, now: nn.Module) -> Keep:

@@ -59,7 +59,21 @@ def select(
     last = len(cuts)
     steps = steps_to(leaves, last, fraction(amount), of, structure) if threshold is None else int((cuts < finite(threshold)).sum())
     keep = kept_after(leaves, steps)
-    start, end = costs(structure, before), costs(structure, keep)
+    settings: dict[str, object] = {
+        "amount": amount,
+        "of": of,
+        "scope": scope if isinstance(scope, str) else getattr(scope, "__name__", type(scope).__name__),
+        "threshold": threshold,
+        "multiple": multiple,
+        "cut": float(cuts[steps - 1]) if steps else None,
+        **made,
+    }
+    return plan_of(structure, keep, settings)
+
+
+def plan_of(structure: Structure, keep: Keep, made: dict[str, object]) -> Plan:
+    """The record of keeping exactly these units of the structure."""
+    start, end = costs(structure, all_kept(structure)), costs(structure, keep)
     return Plan(
         structure=structure.kind,
         keep=keep,
@@ -68,15 +82,7 @@ def select(
         shapes=dict(structure.shapes),
         digest=structure.digest,
         cost={name: (value, end[name]) for name, value in start.items()},
-        made={
-            "amount": amount,
-            "of": of,
-            "scope": scope if isinstance(scope, str) else getattr(scope, "__name__", type(scope).__name__),
-            "threshold": threshold,
-            "multiple": multiple,
-            "cut": float(cuts[steps - 1]) if steps else None,
-            **made,
-        },
+        made=made,
         approximate={name: group.approximate for name, group in structure.groups.items() if group.approximate},
         frozen={name: group.frozen for name, group in structure.frozen.items()},
     )

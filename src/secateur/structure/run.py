@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..task import call
 from .cut import owned, to_meta, twin
+from .labels import inert
 from .rules import flat
 from .sizes import remember
 from .trace import SizesSeen, Trace, named_modules_followed
@@ -37,7 +37,7 @@ def run(model: nn.Module, example: object, fixed: set[tuple[str, str]]) -> Trace
     trace = Trace(fixed=fixed)
     remember(model)
     for _, value in [*model.named_parameters(), *model.named_buffers()]:
-        trace.put(value, tuple(trace.labels.fresh(size) if size > 1 else np.zeros((0, size), np.int64) for size in value.shape))
+        trace.put(value, tuple(trace.labels.fresh(size) if size > 1 else inert(size) for size in value.shape))
     for name, value in model.named_parameters():
         trace.origin[id(value)] = name
     for path, module in model.named_modules():
