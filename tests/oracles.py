@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.structure import Channels
 from secateur.structure.cut import twin
 from secateur.structure.rules import flat, name_of
-from secateur.structure.trace import SILENT
+from secateur.structure.trace import SILENT, Whole
 from secateur.structure.watch import like_the_trace
 from secateur.task import call
 from secateur.tree import Keep
@@ -42,14 +42,18 @@ class KeptOnly(TorchDispatchMode):
 
     def __init__(self, kept: list[list[np.ndarray]]) -> None:
         super().__init__()
-        self.kept, self.at = kept, 0
+        self.kept, self.at, self.within = kept, 0, False
 
     def __torch_dispatch__(self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
+        if self.within or name_of(func) in SILENT:
+            return func(*args, **(kwargs or {}))
+        return self.step(func, args, kwargs or {})
+
+    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = name_of(func)
+        self.within = True
         out = func(*args, **kwargs)
-        if name in SILENT:
-            return out
+        self.within = False
         reads = self.kept[self.at]
         self.at += 1
         function = OVER_KEPT.get(name)
@@ -121,7 +125,8 @@ OVER_KEPT: dict[str, Callable[..., Any]] = {
 
 
 def over_kept(model: nn.Module, inputs: object, reads: list[list[np.ndarray]]) -> list[Tensor]:
-    with like_the_trace(model), torch.no_grad(), KeptOnly(reads):
+    mode = KeptOnly(reads)
+    with like_the_trace(model), torch.no_grad(), mode, Whole(mode.step):
         return [value for value in flat(call(model, inputs)) if isinstance(value, Tensor)]
 
 

@@ -59,7 +59,7 @@ def test_approximate_groups_equal_the_mask_with_statistics_over_what_is_kept(cas
     model, inputs = case.model(), case.inputs()
     structure = channels(model, inputs)
     keep = random_keep(structure, 0.5, seed)
-    trace, dense, _ = traced(model, inputs, set())
+    trace, dense, _ = traced(model, inputs)
     again, numbers = gathered(model, dense, trace, {}, exact=False)
     assert {name: group.size for name, group in again.groups.items()} == case.units
     gates = again._gates(keep).numpy()

@@ -18,7 +18,7 @@ from .run import macs_per_element, traced
 from .sizes import Attribute
 from .structure import Group, digest_of, shapes_of
 from .trace import Trace
-from .watch import Difference, backward_fails, watch
+from .watch import Fault, backward_fails, watch
 
 KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
 TRIALS = 2  # of every structure, before it is handed out
@@ -144,19 +144,15 @@ def channels(model: nn.Module, example: object, exact: bool = False) -> Channels
     Before it is handed out, part of every group is removed on trial, and what then does not run as predicted is frozen.
     Raises BadInput where the example does not fit the model.
     """
-    fixed: set[tuple[str, str]] = set()
-    trace, dense, inputs = traced(model, example, fixed)
+    trace, dense, inputs = traced(model, example)
     while True:
         structure, numbers = gathered(model, dense, trace, macs_per_element(trace, inputs), exact)
-        difference = trial(structure, dense, inputs, trace, numbers)
-        if difference is None:
+        faults = trial(structure, dense, inputs, trace, numbers)
+        if not faults:
             return structure
-        step = trace.steps[min(difference.step, len(trace.steps) - 1)]
-        if step.splits and step.key not in fixed:  # the number of parts may be written in the code: keep it, and look again at what is left
-            fixed.add(step.key)
-            trace, dense, inputs = traced(model, example, fixed)
-        else:
-            freeze(trace, difference)
+        for dims, why in [culprits(trace, fault) for fault in faults]:
+            for dim in dims:
+                trace.labels.freeze(dim, why)
 
 
 def gathered(model: nn.Module, dense: nn.Module, trace: Trace, uses: dict[str, float], exact: bool) -> tuple[Channels, np.ndarray]:
@@ -187,7 +183,7 @@ def gathered(model: nn.Module, dense: nn.Module, trace: Trace, uses: dict[str, f
             continue
         taken[names[first]] += 1
         name = names[first] if taken[names[first]] == 1 else f"{names[first]}#{taken[names[first]]}"
-        through = dict.fromkeys(f"{trace.steps[s].op.removeprefix('aten::')} at {trace.steps[s].place}" for s in links.get(first, ()))
+        through = dict.fromkeys(trace.steps[s].name for s in links.get(first, ()))
         group = Group(
             name, (len(atoms),), KINDS[int(labels.kind[first])], members[first], tuple(through),
             labels.reasons[labels.approximate[first]], labels.reasons[frozen[first]] or ("it has one unit" if len(atoms) == 1 else ""),
@@ -249,19 +245,19 @@ def order_of(tensors: Mapping[str, tuple[Dim, ...]]) -> tuple[list[int], dict[in
     return list(order), names, {atom: tuple(where) for atom, where in members.items()}
 
 
-def trial(structure: Channels, dense: nn.Module, inputs: object, trace: Trace, numbers: np.ndarray) -> Difference | None:
-    """Remove part of every group from the copy and run it: the first operator that does not make what its labels say, or None."""
+def trial(structure: Channels, dense: nn.Module, inputs: object, trace: Trace, numbers: np.ndarray) -> list[Fault]:
+    """Remove part of every group from the copy and run it: the operators that do not make what their labels say."""
     for seed in range(TRIALS):
         keep = uneven(structure, seed)
         gates = structure._gates(keep).numpy()
         small = cut(dense, structure.kept(keep), structure.sizes(keep))
         size = lambda dim, gates=gates: int(gates[numbers[trace.labels.resolve(dim)]].all(0).sum())
-        difference = watch(small, inputs, trace.steps, size)
-        if difference is None and (error := backward_fails(small, inputs)) and not backward_fails(dense, inputs):
-            difference = Difference(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")
-        if difference is not None:
-            return difference
-    return None
+        faults = watch(small, inputs, trace.steps, size)
+        if not faults and (error := backward_fails(small, inputs)) and not backward_fails(dense, inputs):
+            faults = [Fault(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")]
+        if faults:
+            return faults
+    return []
 
 
 def uneven(structure: Channels, seed: int) -> Keep:
@@ -277,20 +273,20 @@ def uneven(structure: Channels, seed: int) -> Keep:
     return keep
 
 
-def freeze(trace: Trace, difference: Difference) -> None:
-    """Freeze what the operator at fault reads; where that has no label left, what the operators before it read."""
-    labels = trace.labels
-    for step in [trace.steps[i] for i in range(min(difference.step, len(trace.steps) - 1), -1, -1)]:
-        dims = [labels.resolve(dim) for dim in (*step.read, *(trace.attributes[a] for a in step.attributes if a in trace.attributes))]
-        alive = [dim for dim in dims if (labels.frozen[dim[dim > 0]] == 0).any()]
-        if alive:
-            for dim in alive:
-                labels.freeze(dim, f"{difference.what} {step.op.removeprefix('aten::')} at {step.place}")
-            return
+def culprits(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:
+    """What to freeze, and why: the dimensions at fault; where they have no label left, what the operator reads, or what those before it read."""
+    labels, steps = trace.labels, trace.steps
+    last = min(fault.step, len(steps) - 1)
+    alive = lambda dims: [dim for dim in map(labels.resolve, dims) if (labels.frozen[dim[dim > 0]] == 0).any()]
+    if found := alive(steps[last].made[0][d] for d in fault.dims):
+        return found, f"{fault.what} {steps[last].name}"
+    for step in steps[last::-1]:
+        if found := alive((*step.read, *(trace.attributes[a] for a in step.attributes if a in trace.attributes))):
+            return found, f"{fault.what} {step.name}"
     left = np.flatnonzero(labels.frozen[: labels.size] == 0)[None, 1:]
     if not left.size:
         raise BadInput("Two runs of the model on the same example take different ways. Make its evaluation mode deterministic.")
-    labels.freeze(left, difference.what)
+    return [left], fault.what
 
 
 def attribute_of(model: nn.Module, where: str) -> object:

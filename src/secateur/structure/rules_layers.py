@@ -40,10 +40,56 @@ def convolution(
     return (t[x][0], made, *(inert(size) for size in out.shape[2:]))
 
 
-@rule("mm", "matmul")
+@rule("mm")
 def mm(t: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     t.unite(t[a][1], t[b][0])
     return (t[a][0], t[b][1])
+
+
+@rule("matmul")
+def matmul(t: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
+    """(..., n, k) times (..., k, m); vectors lack n or m."""
+    left, right = t[a], t[b]
+    t.unite(left[-1], right[-2] if len(right) > 1 else right[0])
+    batch = outer(t, left[:-2], right[:-2])
+    return (*batch, *left[:-1][-1:], *(right[-1:] if len(right) > 1 else ()))
+
+
+def outer(t: Trace, a: Dims, b: Dims) -> Dims:
+    """Two runs of dimensions broadcast against each other."""
+    n = max(len(a), len(b))
+    dims = []
+    for x, y in zip((inert(1),) * (n - len(a)) + a, (inert(1),) * (n - len(b)) + b):
+        if x.shape[1] == y.shape[1]:
+            t.unite(x, y)
+        dims.append(y if x.shape[1] == 1 else x)
+    return tuple(dims)
+
+
+@rule("scaled_dot_product_attention")
+def attention(
+    t: Trace, out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, p: float = 0, causal: bool = False,
+    *, attn_mask: Tensor | None = None, scale: float | None = None, enable_gqa: bool = False, **kwargs: object,
+) -> Dims:  # fmt: skip
+    """q (..., l, e), k (..., s, e), v (..., s, f). Without a scale of its own, the scale is computed from e."""
+    query, key, value, mask = t[q], t[k], t[v], mask if attn_mask is None else attn_mask
+    t.unite(query[-1], key[-1])
+    t.unite(key[-2], value[-2])
+    t.approximates(key[-2], "a softmax runs over it")
+    if scale is None:
+        t.freeze(query[-1], "the attention's scale is computed from its size")
+    if enable_gqa:
+        heads, keys = query[-3], key[-3]
+        repeated = merge(keys, inert(heads.shape[1] // keys.shape[1]))
+        t.unite(heads, repeated)
+        key, value = (*key[:-3], heads, *key[-2:]), (*value[:-3], merge(value[-3], inert(heads.shape[1] // keys.shape[1])), *value[-2:])
+    batch = outer(t, outer(t, query[:-2], key[:-2]), value[:-2])
+    if mask is not None:
+        outer(t, (*batch, query[-2], key[-2]), t[mask])
+    if causal:
+        t.freeze(query[-2], "a causal mask counts it")
+        t.freeze(key[-2], "a causal mask counts it")
+    return (*batch, query[-2], value[-1])
 
 
 @rule("mv")

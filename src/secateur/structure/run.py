@@ -15,15 +15,15 @@ from .trace import SizesSeen, Trace, named_modules_followed
 from .watch import like_the_trace
 
 
-def traced(model: nn.Module, example: object, fixed: set[tuple[str, str]]) -> tuple[Trace, nn.Module, object]:
+def traced(model: nn.Module, example: object) -> tuple[Trace, nn.Module, object]:
     """The trace, the copy that was run and the example as it was given to it."""
     on_meta = twin(model, lambda _, value: torch.empty_like(value, device="meta"))
     try:
-        return run(on_meta, to_meta(example), fixed), on_meta, to_meta(example)
+        return run(on_meta, to_meta(example)), on_meta, to_meta(example)
     except Exception as meta_failed:  # the model reads a value, mixes devices or does not fit the example: only a real run can tell
         real = twin(model, lambda _, value: value.clone())
         try:
-            trace = run(real, example, fixed)
+            trace = run(real, example)
         except Exception as error:
             raise BadInput(
                 f"The model cannot run on the example: {type(error).__name__}: {first_line(error)}. "
@@ -33,8 +33,8 @@ def traced(model: nn.Module, example: object, fixed: set[tuple[str, str]]) -> tu
         return trace, real, example
 
 
-def run(model: nn.Module, example: object, fixed: set[tuple[str, str]]) -> Trace:
-    trace = Trace(fixed=fixed)
+def run(model: nn.Module, example: object) -> Trace:
+    trace = Trace()
     remember(model)
     for _, value in [*model.named_parameters(), *model.named_buffers()]:
         trace.put(value, tuple(trace.labels.fresh(size) if size > 1 else inert(size) for size in value.shape))

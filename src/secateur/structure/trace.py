@@ -26,6 +26,16 @@ assert rules_layers and rules_reduce and rules_shape  # importing them registers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+ATEN = torch.ops.aten
+WHOLE: dict[Any, Any] = {  # calls that are one step: which operators they run depends on strides and on sizes that are one
+    torch.nn.functional.linear: ATEN.linear.default,
+    ATEN.linear.default: ATEN.linear.default,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, ATEN.matmul.default), ATEN.matmul.default),
+    **dict.fromkeys(
+        (torch.nn.functional.scaled_dot_product_attention, ATEN.scaled_dot_product_attention.default),
+        ATEN.scaled_dot_product_attention.default,
+    ),
+}
 SILENT = {"aten::detach", "aten::alias", "aten::clone"}  # no steps: whether they run depends on who is watching, or on strides
 
 
@@ -38,12 +48,12 @@ class Step:
     read: tuple[Dim, ...]
     made: tuple[Dims, ...]
     attributes: tuple[Attribute, ...]
-    splits: bool
+    types: tuple[torch.dtype, ...]
+    strides: tuple[tuple[int, ...], ...]
 
     @property
-    def key(self) -> tuple[str, str]:
-        """The operator and the line, whichever module runs it."""
-        return self.op, self.place.split(" ")[0]
+    def name(self) -> str:
+        return f"{self.op.removeprefix('aten::')} at {self.place}"
 
 
 @dataclass
@@ -51,7 +61,6 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The labels of all tensors of a run. Rules call `t[x]`, `t.unite`, `t.freeze`, `t.approximates`, `t.split`, `t.size`, `t.made`."""
 
     labels: Labels = field(default_factory=Labels)
-    fixed: set[tuple[str, str]] = field(default_factory=set)  # (operator, line) whose number of parts cannot follow
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -67,8 +76,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.origins: list[Origin] = []
         self.modules: list[str] = []
         self.op = ""
-        self.line = ""
-        self.splits = False
+        self.within = False  # a call that is one step
 
     # what rules see ---------------------------------------------------------------------------------------------------------------------
 
@@ -85,12 +93,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.labels.approximates(dim, why)
 
     def split(self, dim: Dim, n: int, m: int) -> tuple[Dim, Dim]:
-        outer, inner = self.labels.split(dim, n, m)
-        if outer.any():
-            self.splits = True
-            if (self.op, self.line) in self.fixed:
-                self.freeze(outer, "their number is fixed in the code:")
-        return outer, inner
+        return self.labels.split(dim, n, m)
 
     def size(self, dim: Dim, value: int | None = None, at: int | None = None) -> None:
         """The size of this dimension was an argument of the call at work: an attribute with that value must follow the dimension.
@@ -136,6 +139,17 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> object:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if not self.within:
+            self.step(func, args, kwargs, out)
+        return out
+
+    def whole(self, func: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        """Run a call as one step, whatever operators it is made of."""
+        self.within = True
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.within = False
         self.step(func, args, kwargs, out)
         return out
 
@@ -145,7 +159,6 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [value for value in flat(out) if isinstance(value, Tensor)]
         self.used.update(map(id, inputs))
         place = self.place()
-        self.line, self.splits = place.split(" ")[0], False
         self.labels.step, self.labels.place = len(self.steps), f"by {self.op.removeprefix('aten::')} at {place}"
         read = tuple(dim for x in inputs for dim in self[x])
         if self.op == "aten::_local_scalar_dense":
@@ -165,13 +178,15 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for x in outputs:
                 self.put(x, tuple(inert(size) for size in x.shape))
         sources = {self.origin[id(x)]: x for x in inputs if id(x) in self.origin}
-        if func.overloadpacket in flop_registry:
+        if self.op in ("aten::linear", "aten::matmul"):
+            self.count(outputs[0].numel() * inputs[0].shape[-1], sources)
+        elif func.overloadpacket in flop_registry:
             self.count(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) / 2, sources)
         else:
             self.descend(sources, outputs)
         attributes = tuple(origin.attribute for origin in self.origins)
         if self.op not in SILENT:
-            self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes, self.splits))
+            self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes, tuple(x.dtype for x in outputs), tuple(x.stride() for x in outputs)))
 
     def count(self, macs: float, sources: dict[str, Tensor]) -> None:
         """Attribute an operator's multiply-accumulates to the parameter that it multiplies by, in equal parts to its elements."""
@@ -220,20 +235,33 @@ def rule_of(func: Any) -> Callable[..., Any] | None:
     return pointwise if any(torch.Tag.pointwise in form.tags for form in forms) else None
 
 
-class SizesSeen(TorchFunctionMode):
+class Whole(TorchFunctionMode):
+    """Hands the calls that are one step to `step(operator, args, kwargs)`."""
+
+    def __init__(self, step: Callable[[Any, tuple[Any, ...], dict[str, Any]], object]) -> None:
+        super().__init__()
+        self.step = step
+
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        one = WHOLE.get(func)
+        return func(*args, **(kwargs or {})) if one is None else self.step(one, args, kwargs or {})
+
+
+class SizesSeen(Whole):
     """Notes which of a call's integers are attributes of modules, for the operators that the call runs."""
 
     def __init__(self, trace: Trace) -> None:
-        super().__init__()
+        super().__init__(trace.whole)
         self.trace = trace
 
     def __torch_function__(
         self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
-        kwargs = kwargs or {}
-        self.trace.origins = origins_of(func, args, kwargs)
+        self.trace.origins = origins_of(func, args, kwargs or {})
         try:
-            return func(*args, **kwargs)
+            return super().__torch_function__(func, types, args, kwargs)
         finally:
             self.trace.origins = []
 

@@ -1,9 +1,12 @@
-"""Run the smaller model and compare, operator by operator, the shapes it makes with those that the labels predict."""
+"""Run the smaller model and compare, operator by operator, the shapes it makes with those that the labels predict.
+
+Where an operator differs, the fault is noted and the run goes on with tensors of the predicted shapes: one run finds every fault.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,42 +17,119 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..task import call, evaluating
 from .labels import Dim
 from .rules import flat, name_of
-from .trace import SILENT, Step
+from .trace import SILENT, Step, Whole
 
 FIXED = "its size is fixed in the code and cannot follow:"
+VIEWS = {"view", "reshape", "unflatten", "flatten", "expand"}  # calls that check their sizes before an operator runs, and make one tensor
+CHECKED = VIEWS | {"layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm"}
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The step at which the smaller model leaves the prediction, and how."""
+class Fault:
+    """A step at which the smaller model leaves the prediction, how, and the dimensions of its first result that are wrong, if known."""
 
     step: int
     what: str
+    dims: tuple[int, ...] = ()
 
 
 class Differs(Exception):
-    """Stops the run at the first difference."""
+    """Stops the run where it cannot go on."""
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, steps: Sequence[Step], size: Callable[[Dim], int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.steps, self.size, self.at = steps, size, 0
+        self.steps, self.size, self.at, self.within = steps, size, 0, False
+        self.faults: list[Fault] = []
 
     def __torch_dispatch__(
-        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
-        out = func(*args, **(kwargs or {}))
-        if name_of(func) in SILENT:
-            return out
-        if self.at >= len(self.steps) or not alike(self.steps[self.at].op, name_of(func)):
+        if self.within or name_of(func) in SILENT:
+            return func(*args, **(kwargs or {}))
+        return self.step(func, args, kwargs or {})
+
+    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> object:
+        name = name_of(func)
+        if self.at >= len(self.steps) or not alike(self.steps[self.at].op, name):
             raise Differs("the smaller model takes another way before")
-        shapes = [tuple(value.shape) for value in flat(out) if isinstance(value, Tensor)]
-        predicted = [tuple(self.size(dim) for dim in dims) for dims in self.steps[self.at].made]
-        if shapes != predicted:
+        predicted = self.predicted()
+        try:
+            self.within = True
+            out = func(*args, **kwargs)
+        except Exception:
+            if name not in RESIZING:
+                raise
+            self.fault(wrong(args[1], predicted[0]))
+            return self.instead(predicted, next(value.device for value in flat(args) if isinstance(value, Tensor)))[0]
+        finally:
+            self.within = False
+        tensors = [value for value in flat(out) if isinstance(value, Tensor)]
+        shapes = [tuple(value.shape) for value in tensors]
+        if shapes == predicted:
+            self.at += 1
+            return out
+        if len(shapes) != len(predicted):
             raise Differs(FIXED)
+        self.fault(wrong(args[1] if name in RESIZING else shapes[0], predicted[0]))
+        made = self.instead(predicted, tensors[0].device)
+        return made[0] if isinstance(out, Tensor) else type(out)(made) if isinstance(out, (tuple, list)) else out
+
+    def predicted(self) -> list[tuple[int, ...]]:
+        return [tuple(self.size(dim) for dim in dims) for dims in self.steps[self.at].made]
+
+    def fault(self, dims: tuple[int, ...]) -> None:
+        self.faults.append(Fault(self.at, FIXED, dims))
+
+    def instead(self, shapes: list[tuple[int, ...]], device: torch.device) -> list[Tensor]:
+        """Tensors of the predicted shapes, to go on with."""
+        step, self.within = self.steps[self.at], True
         self.at += 1
-        return out
+        made = [like(*each, device) for each in zip(shapes, step.strides, step.types)]
+        self.within = False
+        return made
+
+
+def like(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros in the order of memory that these strides have: which operators a call runs may depend on it."""
+    order = sorted(range(len(shape)), key=lambda d: -strides[d])
+    return torch.zeros([shape[d] for d in order], dtype=dtype, device=device).permute([order.index(d) for d in range(len(shape))])
+
+
+RESIZING = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias", "aten::expand"}
+
+
+def wrong(asked: Sequence[int], predicted: Sequence[int]) -> tuple[int, ...]:
+    """The first dimension in which another size is asked for than predicted; the others may be right once that one is kept whole."""
+    if len(asked) != len(predicted):
+        return ()
+    return tuple(d for d, (size, right) in enumerate(zip(asked, predicted)) if size not in (-1, right))[:1]
+
+
+class Refused(Whole):
+    """Notices the calls that refuse their sizes before an operator runs, and goes on with the predicted shape."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(watch.step)
+        self.watch = watch
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        at = self.watch.at
+        try:
+            return super().__torch_function__(func, types, args, kwargs)
+        except Differs:
+            raise
+        except Exception:
+            watch, name = self.watch, getattr(func, "__name__", "").split(".")[0]
+            if name not in CHECKED or watch.at != at or at >= len(watch.steps):
+                raise
+            with torch._C.DisableTorchFunction():
+                predicted, asked = watch.predicted(), [leaf for leaf in flat(args[1:]) if isinstance(leaf, int)]
+                watch.fault(wrong(asked, predicted[0]) if name in VIEWS else ())
+                return watch.instead(predicted, args[0].device)[0]
 
 
 def alike(a: str, b: str) -> bool:
@@ -57,18 +137,20 @@ def alike(a: str, b: str) -> bool:
     return a == b or {a, b} <= {"aten::view", "aten::_unsafe_view", "aten::_reshape_alias", "aten::reshape"}
 
 
-def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callable[[Dim], int]) -> Difference | None:
-    """The first difference between the run of `small` and the prediction; None where there is none."""
+def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callable[[Dim], int]) -> list[Fault]:
+    """The differences between the run of `small` and the prediction, in their order; [] where there is none."""
     mode = Watch(steps, size)
     try:
-        with like_the_trace(small), torch.no_grad(), mode:
+        with like_the_trace(small), torch.no_grad(), mode, Refused(mode):
             call(small, inputs)
     except Differs as difference:
-        return Difference(mode.at, str(difference))
+        stop = Fault(mode.at, str(difference))
     except Exception as error:  # whatever the user's code raises about a size that did not follow
         sized = mode.at < len(steps) and alike(steps[mode.at].op, "aten::view")
-        return Difference(mode.at, FIXED if sized else f"the smaller model fails ({type(error).__name__}) in")
-    return None
+        stop = Fault(mode.at, FIXED if sized else f"the smaller model fails ({type(error).__name__}) in")
+    else:
+        return mode.faults
+    return mode.faults or [stop]  # a run that goes astray after a fault may do so because of it
 
 
 def backward_fails(model: nn.Module, inputs: object) -> str:
@@ -87,13 +169,20 @@ def backward_fails(model: nn.Module, inputs: object) -> str:
 
 @contextmanager
 def like_the_trace(model: nn.Module) -> Iterator[None]:
-    """The switches under which both runs take the same operators: plain kernels, no fused attention, evaluation mode, random state kept."""
+    """The switches under which all runs take the same operators: plain kernels, no fused attention, evaluation mode, random state kept.
+
+    Tensors that a model without values makes have none either.
+    """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     mkldnn = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags would also set (and warn about) TF32
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[]):
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(model))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            if all(value.is_meta for value in model.parameters()):
+                stack.enter_context(torch.device("meta"))
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -68,5 +68,5 @@ def weights(model: nn.Module, example: object = None) -> Weights:
 
 def uses(model: nn.Module, example: object) -> dict[str, float]:
     """Multiply-accumulates per element and sample, counted in one run."""
-    trace, _, inputs = traced(model, example, set())
+    trace, _, inputs = traced(model, example)
     return macs_per_element(trace, inputs)

@@ -1,0 +1,293 @@
+"""A model as an exported graph whose integers are attributes: a size that is written in the model's code can then follow, too.
+
+The graph runs operator by operator. It has the parameters and buffers of the model under their own names; where an operator takes
+integers, they are the tuple `sizes_<operator>` of the graph, so that everything that is known about attributes holds for them.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import _pytree as fx_pytree
+from torch.utils import _pytree as pytree
+
+from ..errors import BadInput
+from ..task import arguments, call, each, evaluating
+from .cut import twin
+from .rules import flat, name_of
+
+REGIONS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # a part of the graph under a switch: (switches ..., graph, arguments ...)
+SWITCHED = {"aten::batch_norm": 5, "aten::dropout": 2, "aten::dropout_": 2, "aten::feature_dropout": 2, "aten::alpha_dropout": 2}
+UNCUT = 2**63 - 1  # the end of a slice that has none
+
+
+@dataclass(frozen=True)
+class Value:
+    """An argument that an earlier node made."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """An argument that is the i-th of the node's integers."""
+
+    at: int
+
+
+@dataclass(frozen=True)
+class State:
+    """An argument that is a parameter, a buffer or a constant."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """An argument that says whether the model is being trained."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator: what it is given, the user's line, and whose values nobody needs afterwards."""
+
+    name: str
+    op: Callable[..., object]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    place: str
+    last: tuple[str, ...] = ()
+
+
+class Graph(nn.Module):
+    """Runs nodes. Made by `as_graph`; its parameters carry the names of the model that it was made of."""
+
+    def __init__(self, inputs: tuple[str, ...], nodes: tuple[Node, ...], result: object, specs: tuple[Any, Any]) -> None:
+        super().__init__()
+        self._inputs, self._nodes, self._result, self._specs = inputs, nodes, result, specs
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        values: dict[str, object] = dict(zip(self._inputs, fx_pytree.tree_flatten_spec((args, kwargs), self._specs[0])))
+        for node in self._nodes:
+            given, named = self._given(node, values)
+            values[node.name] = node.op(*given, **named)
+            for name in node.last:
+                del values[name]
+        return pytree.tree_unflatten([_put(leaf, values, (), self) for leaf in self._result], self._specs[1])  # type: ignore[attr-defined]
+
+    def _given(self, node: Node, values: dict[str, object]) -> tuple[tuple[object, ...], dict[str, object]]:
+        sizes = self.__dict__.get(f"sizes_{node.name}", ())
+        return tuple(_put(arg, values, sizes, self) for arg in node.args), {k: _put(v, values, sizes, self) for k, v in node.kwargs.items()}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Graph:
+        """Nodes are shared: nothing changes them."""
+        new = Graph(self._inputs, self._nodes, self._result, self._specs)
+        memo[id(self)] = new
+        shared = ("_inputs", "_nodes", "_result", "_specs")
+        new.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items() if key not in shared})
+        return new
+
+
+def _put(arg: object, values: dict[str, object], sizes: tuple[int, ...], graph: nn.Module) -> object:
+    """An argument with its references followed."""
+    kind = type(arg)
+    if kind is Value:
+        return values[arg.name]  # type: ignore[attr-defined]
+    if kind is Size:
+        return sizes[arg.at]  # type: ignore[attr-defined]
+    if kind is State:
+        return _state(graph, arg.path)  # type: ignore[attr-defined]
+    if kind is list:
+        return [_put(item, values, sizes, graph) for item in arg]  # type: ignore[attr-defined]
+    if kind is tuple:
+        return tuple(_put(item, values, sizes, graph) for item in arg)  # type: ignore[attr-defined]
+    return graph.training if kind is Training else arg
+
+
+def _leaves(arg: object) -> Iterator[object]:
+    for item in arg.values() if isinstance(arg, Mapping) else arg if isinstance(arg, (tuple, list)) else ():
+        yield from _leaves(item)
+    if not isinstance(arg, (tuple, list, Mapping)):
+        yield arg
+
+
+def _state(graph: nn.Module, path: str) -> object:
+    for part in path.split("."):
+        graph = getattr(graph, part)
+    return graph
+
+
+def as_graph(model: nn.Module, example: object) -> Graph:
+    """The same function as an exported graph, in which every size follows what is removed.
+
+    example: a tensor, a tuple of arguments or a dict of keyword arguments. The first dimension of its tensors stays free where the
+    model allows it; other sizes of the inputs are fixed to those of the example. Batch norms and dropouts follow `.train()` and `.eval()`.
+    Raises BadInput where `torch.export` cannot capture the model, or the graph computes something else.
+    """
+    model = twin(model, lambda _, value: value.clone())
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluating(model), torch.random.fork_rng(devices=[]):
+            program = exported(model, example)
+            flat_model = program.module(check_guards=False)
+            graph = graph_of(flat_model)
+            graph.eval()
+            same = _agree(call(model, example), call(graph, example))
+    except Exception as error:  # whatever the exporter or the user's code raises
+        raise BadInput(
+            f"The model cannot be exported as a graph: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}. "
+            "Prune it in its own class (as_graph=False), or take the part that branches on values out of its forward."
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    if not same:
+        raise BadInput("The exported graph computes something else than the model on the example. Prune the model in its own class.")
+    return graph.train(model.training)
+
+
+def exported(model: nn.Module, example: object) -> Any:
+    """torch.export, with a free first dimension where it can be: an example of one is doubled, since 1 counts as a constant."""
+    tensors = [leaf for leaf in flat(example) if isinstance(leaf, Tensor)]
+    if tensors and all(x.dim() and x.shape[0] == 1 for x in tensors):
+        trials = [(each(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, example), True), (example, False)]
+    else:
+        trials = [(example, True), (example, False)]
+    for given, free in trials:
+        args, kwargs = arguments(given)
+        shapes = torch.export.ShapesCollection()
+        for x in {id(x): x for x in flat(given) if isinstance(x, Tensor) and x.dim() and x.shape[0] > 1}.values():
+            shapes[x] = {0: torch.export.Dim.AUTO}
+        try:
+            with torch.no_grad():
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if free else None, strict=False)
+        except Exception:
+            if not free:
+                raise
+    raise AssertionError("the last trial returns or raises")
+
+
+def graph_of(source: torch.fx.GraphModule) -> Graph:
+    """Our own graph from one of torch.fx."""
+    inputs = tuple(node.name for node in source.graph.nodes if node.op == "placeholder")
+    made: dict[str, tuple[Node, tuple[int, ...]]] = {}
+    names: dict[torch.fx.Node, object] = {}
+    result = _inline(source, {}, names, made, "")
+    leaves = [*_leaves(result)]
+    nodes = [node for node, _ in made.values()]
+    needed = {leaf.name for leaf in leaves if isinstance(leaf, Value)}
+    kept = []
+    for node in reversed(nodes):
+        read = dict.fromkeys(leaf.name for leaf in _leaves((node.args, node.kwargs)) if isinstance(leaf, Value))
+        last = tuple(name for name in (*read, node.name) if name not in needed and name not in inputs)
+        needed.update(read)
+        kept.append(Node(node.name, node.op, node.args, node.kwargs, node.place, last))
+    graph = Graph(inputs, tuple(reversed(kept)), leaves, (source._in_spec, source._out_spec))
+    for name, (_, sizes) in made.items():
+        if sizes:
+            setattr(graph, f"sizes_{name}", sizes)
+    _take_state(graph, source)
+    return graph
+
+
+def _inline(
+    source: torch.fx.GraphModule, given: dict[str, object], names: dict[torch.fx.Node, object], made: dict[str, Any], prefix: str
+) -> object:
+    """Turn the nodes of `source` into ours, those of parts under a switch in their place; returns what it returns."""
+    result: object = None
+    for node in source.graph.nodes:
+        name = prefix + node.name
+        if node.op == "placeholder":
+            names[node] = given.get(node.name, Value(name))
+        elif node.op == "get_attr":
+            value = _state(source, node.target)
+            names[node] = value if isinstance(value, torch.fx.GraphModule) else State(node.target)
+        elif node.op == "output":
+            result = _mapped(node.args[0], names, None)
+        elif node.op == "call_function" and getattr(node.target, "__name__", "") in REGIONS:
+            args = [_mapped(arg, names, None) for arg in node.args]
+            at = next(i for i, arg in enumerate(args) if isinstance(arg, torch.fx.GraphModule))
+            part: Any = args[at]
+            slots = [inner.name for inner in part.graph.nodes if inner.op == "placeholder"]
+            names[node] = _inline(part, dict(zip(slots, args[at + 1 :])), names, made, f"{name}_")
+        elif node.op == "call_function" and node.target is operator.getitem and isinstance(names[node.args[0]], (tuple, list)):
+            names[node] = names[node.args[0]][node.args[1]]  # type: ignore[index]
+        elif node.op == "call_function":
+            sizes: list[int] = []
+            switched = SWITCHED.get(name_of(node.target)) if not isinstance(node.target, str) else None
+            literal = sizes if node.target is not operator.getitem else None
+            args = [Training() if at == switched and arg is False else _mapped(arg, names, literal) for at, arg in enumerate(node.args)]
+            kwargs = {key: _mapped(arg, names, literal) for key, arg in node.kwargs.items()}
+            made[name] = Node(name, node.target, tuple(args), kwargs, _line(node)), tuple(sizes)
+            names[node] = Value(name)
+        else:
+            raise ValueError(f"a node of kind {node.op} ({node.target})")
+    return result
+
+
+def _mapped(arg: object, names: Mapping[torch.fx.Node, object], sizes: list[int] | None) -> object:
+    """An argument of a node of torch.fx as one of ours; integers go to `sizes`."""
+    if isinstance(arg, torch.fx.Node):
+        return names[arg]
+    if isinstance(arg, (tuple, list)):
+        items = [_mapped(item, names, sizes) for item in arg]
+        return items if isinstance(arg, list) else tuple(items)
+    if type(arg) is int and sizes is not None and abs(arg) < UNCUT:
+        sizes.append(arg)
+        return Size(len(sizes) - 1)
+    return arg
+
+
+def _line(node: torch.fx.Node) -> str:
+    """The user's line that made the node: the innermost one outside PyTorch."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File ")]
+    for line in reversed(lines):
+        path, _, rest = line.removeprefix('File "').partition('", line ')
+        if "/torch/" not in path:
+            return f"{path.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
+    return "the model itself"
+
+
+def _take_state(graph: Graph, source: nn.Module) -> None:
+    """Parameters, buffers and constants under their own names; what is shared stays shared."""
+    for name, parameter in source.named_parameters(remove_duplicate=False):
+        module, last = _module(graph, name)
+        module.register_parameter(last, parameter)
+    persistent = set(source.state_dict(keep_vars=True))
+    for name, buffer in source.named_buffers(remove_duplicate=False):
+        module, last = _module(graph, name)
+        module.register_buffer(last, buffer, persistent=name in persistent)
+    for node in graph._nodes:
+        for leaf in _leaves((node.args, node.kwargs)):
+            if isinstance(leaf, State):
+                module, last = _module(graph, leaf.path)
+                if not hasattr(module, last):
+                    value = _state(source, leaf.path)
+                    if isinstance(value, Tensor):
+                        module.register_buffer(last, value, persistent=False)
+                    else:
+                        setattr(module, last, value)
+
+
+def _module(graph: nn.Module, name: str) -> tuple[nn.Module, str]:
+    *path, last = name.split(".")
+    for part in path:
+        if not hasattr(graph, part):
+            graph.add_module(part, nn.Module())
+        graph = graph.get_submodule(part)
+    return graph, last
+
+
+def _agree(a: object, b: object) -> bool:
+    pairs = list(zip(_tensors(a), _tensors(b), strict=True))
+    return all(x.shape == y.shape and torch.allclose(x.double(), y.double(), rtol=1e-3, atol=1e-4, equal_nan=True) for x, y in pairs)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    return (leaf for leaf in flat(value) if isinstance(leaf, Tensor))
