@@ -158,35 +158,35 @@ def channels(model: nn.Module, example: object, exact: bool = False) -> Channels
 def gathered(model: nn.Module, dense: nn.Module, trace: Trace, uses: dict[str, float], exact: bool) -> tuple[Channels, np.ndarray]:
     """Units with the same memberships in all tensors of the run form a group. The second result numbers the labels' units."""
     labels = trace.labels
-    tensors = {
-        name: tuple(labels.resolve(dim) for dim in trace[value]) for name, value in [*dense.named_parameters(), *dense.named_buffers()]
-    }
-    signature = signatures(labels, [*tensors.values(), *(dims for step in trace.steps for dims in step.made)])
-    order, names, members = order_of(tensors)
-    frozen = labels.frozen.copy()
+    once = Once(labels)
+    tensors = {name: tuple(map(once, trace[value])) for name, value in [*dense.named_parameters(), *dense.named_buffers()]}
+    places = [(name, at, dim) for name, dims in tensors.items() for at, dim in enumerate(dims)]
+    signature = signatures(labels.size, [*places_of(tensors), *(once(dim) for step in trace.steps for dims in step.made for dim in dims)])
+    frozen = labels.frozen[: labels.size].copy()
     if exact:
         approximate = labels.approximate[: labels.size]
-        frozen[: labels.size] = np.where((frozen[: labels.size] == 0) & (approximate > 0), approximate, frozen[: labels.size])
-    buckets: dict[tuple[int, bool], list[int]] = {}
-    for atom in order:
-        buckets.setdefault((int(signature[atom]), bool(frozen[atom])), []).append(atom)
+        frozen = np.where((frozen == 0) & (approximate > 0), approximate, frozen)
 
-    links: dict[int, list[int]] = {}
-    for united, step in labels.links:
-        for atom in set(labels.resolve(united[None]).ravel().tolist()):
-            links.setdefault(atom, []).append(step)
+    order = in_order([dim for _, at, dim in places if at == 0] + [dim for _, at, dim in places if at])  # a layer's own outputs come first
+    kinds = np.stack([signature[order], frozen[order] > 0, labels.family[order]])
+    _, first, which = np.unique(kinds, axis=1, return_index=True, return_inverse=True)
+    bucket = np.full(labels.size, -1)  # label -> the group that it is in
+    bucket[order] = np.argsort(np.argsort(first))[which.ravel()]  # groups in the order of their first labels
+    first = np.sort(first)
+    members, names = memberships(places, bucket, len(first))
+    through = couplings(trace, bucket, len(first))
 
     groups, kept_whole, numbers, taken, next_number = {}, {}, np.zeros(labels.size, np.int64), Counter[str](), 1
-    for atoms in buckets.values():
-        first = atoms[0]
-        if labels.reasons[labels.frozen[first]].startswith(KERNEL):
+    by_group = order[np.argsort(bucket[order], kind="stable")]
+    for g, atoms in enumerate(np.split(by_group, np.cumsum(np.bincount(bucket[order], minlength=len(first)))[:-1])):
+        atom = atoms[0]
+        if labels.reasons[labels.frozen[atom]].startswith(KERNEL):
             continue
-        taken[names[first]] += 1
-        name = names[first] if taken[names[first]] == 1 else f"{names[first]}#{taken[names[first]]}"
-        through = dict.fromkeys(trace.steps[s].name for s in links.get(first, ()))
+        taken[names[g]] += 1
+        name = names[g] if taken[names[g]] == 1 else f"{names[g]}#{taken[names[g]]}"
         group = Group(
-            name, (len(atoms),), KINDS[int(labels.kind[first])], members[first], tuple(through),
-            labels.reasons[labels.approximate[first]], labels.reasons[frozen[first]] or ("it has one unit" if len(atoms) == 1 else ""),
+            name, (len(atoms),), KINDS[int(labels.kind[atom])], members[g], through[g],
+            labels.reasons[labels.approximate[atom]], labels.reasons[frozen[atom]] or ("it has one unit" if len(atoms) == 1 else ""),
         )  # fmt: skip
         if group.frozen:
             kept_whole[name] = group
@@ -201,7 +201,7 @@ def gathered(model: nn.Module, dense: nn.Module, trace: Trace, uses: dict[str, f
         return torch.from_numpy(rows) if len(rows) else None
 
     parameters = dict(model.named_parameters())
-    attributes = {where: index for where, dim in trace.attributes.items() if (index := units(labels.resolve(dim))) is not None}
+    attributes = {where: index for where, dim in trace.attributes.items() if (index := units(once(dim))) is not None}
     structure = Channels(
         groups, kept_whole,
         numel={name: value.numel() for name, value in parameters.items()},
@@ -216,45 +216,85 @@ def gathered(model: nn.Module, dense: nn.Module, trace: Trace, uses: dict[str, f
     return structure, numbers
 
 
-def signatures(labels: Labels, tensors: list[tuple[Dim, ...]]) -> np.ndarray:
-    """A number per label, equal for labels that lie in the same dimensions of the same tensors (a sum of random ones)."""
-    random = np.random.default_rng(0)
-    signature = np.zeros(labels.size, np.uint64)
-    for dims in tensors:
-        for dim in dims:
-            number = random.integers(1, 2**63, dtype=np.uint64)
-            for row in labels.resolve(dim):
-                np.add.at(signature, row, number)
+class Once:
+    """Dimensions in labels that stand for themselves, each resolved once."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels, self.done = labels, dict[int, tuple[Dim, Dim]]()
+
+    def __call__(self, dim: Dim) -> Dim:
+        if id(dim) not in self.done:
+            self.done[id(dim)] = dim, self.labels.resolve(dim)  # held, so that no other array gets its id
+        return self.done[id(dim)][1]
+
+
+def places_of(tensors: Mapping[str, tuple[Dim, ...]]) -> list[Dim]:
+    return [dim for dims in tensors.values() for dim in dims]
+
+
+def signatures(size: int, dims: list[Dim]) -> np.ndarray:
+    """A number per label, equal for labels that lie equally often in the same dimensions of the same tensors (a sum of random ones)."""
+    random = np.random.default_rng(0).integers(1, 2**63, len(dims), dtype=np.uint64)
+    signature = np.zeros(size, np.uint64)
+    for dim, number in zip(dims, random):
+        if len(dim) == 1:
+            row = dim[0]
+            distinct = row[0] + len(row) - 1 == row[-1] and (np.diff(row) == 1).all()
+            if distinct:  # the usual dimension: labels one after the other
+                signature[row[0] : row[-1] + 1] += number
+                continue
+        for row in dim:
+            atoms, times = np.unique(row, return_counts=True)
+            signature[atoms] += number * times.astype(np.uint64)
     return signature
 
 
-def order_of(tensors: Mapping[str, tuple[Dim, ...]]) -> tuple[list[int], dict[int, str], dict[int, tuple[tuple[str, int], ...]]]:
-    """Labels in the order in which parameters have them, each with the name of the layer that makes it and its memberships."""
-    order: dict[int, None] = {}
-    names: dict[int, str] = {}
-    members: dict[int, dict[tuple[str, int], None]] = {}
-    for first_dims in (True, False):  # a layer's own outputs come first
-        for name, dims in tensors.items():
-            for at, dim in enumerate(dims):
-                if (at == 0) == first_dims:
-                    for atom in dim.ravel().tolist():
-                        if atom:
-                            order.setdefault(atom)
-                            names.setdefault(atom, name.removesuffix(".weight") if first_dims else name)
-                            members.setdefault(atom, {}).setdefault((name, at))
-    return list(order), names, {atom: tuple(where) for atom, where in members.items()}
+def in_order(dims: list[Dim]) -> np.ndarray:
+    """All labels, in the order in which the dimensions have them."""
+    flat = np.concatenate([dim.ravel() for dim in dims]) if dims else np.zeros(0, np.int64)
+    atoms, first = np.unique(flat, return_index=True)
+    return atoms[np.argsort(first)][atoms[np.argsort(first)] > 0]
+
+
+def memberships(places: list[tuple[str, int, Dim]], bucket: np.ndarray, n: int) -> tuple[list[tuple[tuple[str, int], ...]], list[str]]:
+    """For each group its (tensor, dimension) pairs, and its name: the layer that makes its units, or the tensor that has them otherwise."""
+    members: list[list[tuple[str, int]]] = [[] for _ in range(n)]
+    names = [""] * n
+    for own in (True, False):
+        for name, at, dim in places:
+            if (at == 0) == own and dim.size:
+                for g in np.unique(bucket[dim]):
+                    if g >= 0:
+                        members[g].append((name, at))
+                        names[g] = names[g] or (name.removesuffix(".weight") if own else name)
+    return [tuple(each) for each in members], names
+
+
+def couplings(trace: Trace, bucket: np.ndarray, n: int) -> list[tuple[str, ...]]:
+    """For each group the operators that united its labels."""
+    through: list[dict[str, None]] = [{} for _ in range(n)]
+    for united, step in trace.labels.links:
+        for g in np.unique(bucket[trace.labels.resolve(united[None])]):
+            if g >= 0:
+                through[g][trace.steps[step].name] = None
+    return [tuple(each) for each in through]
 
 
 def trial(structure: Channels, dense: nn.Module, inputs: object, trace: Trace, numbers: np.ndarray) -> list[Fault]:
-    """Remove part of every group from the copy and run it: the operators that do not make what their labels say."""
+    """Remove part of every group from the copy and run it, forward and backward: the operators that do not make what their labels say."""
+    once = Once(trace.labels)
+    units = {id(dim): numbers[once(dim)] for step in trace.steps for dims in step.made for dim in dims}
     for seed in range(TRIALS):
         keep = uneven(structure, seed)
         gates = structure._gates(keep).numpy()
         small = cut(dense, structure.kept(keep), structure.sizes(keep))
-        size = lambda dim, gates=gates: int(gates[numbers[trace.labels.resolve(dim)]].all(0).sum())
-        faults = watch(small, inputs, trace.steps, size)
-        if not faults and (error := backward_fails(small, inputs)) and not backward_fails(dense, inputs):
-            faults = [Fault(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")]
+        size = lambda dim, gates=gates: int(gates[units[id(dim)]].all(0).sum())
+        last = seed == TRIALS - 1
+        faults = watch(small, inputs, trace.steps, size, backward=last)
+        if faults and last:
+            faults = watch(small, inputs, trace.steps, size)
+            if not faults and (error := backward_fails(small, inputs)) and not backward_fails(dense, inputs):
+                faults = [Fault(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")]
         if faults:
             return faults
     return []
@@ -268,7 +308,7 @@ def uneven(structure: Channels, seed: int) -> Keep:
     for name, group in structure.groups.items():
         first = int(torch.randint(group.size - 1, (), generator=generator)) if not seen[group.size] else 0
         seen[group.size] += 1 + first
-        gone = 1 + seen[group.size] % (group.size - 1)
+        gone = 1 + seen[group.size] % max(1, group.size - 2)  # two units stay where three are: one would be a size that PyTorch broadcasts
         keep[name] = torch.randperm(group.size, generator=generator) >= gone
     return keep
 

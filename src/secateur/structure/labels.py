@@ -44,7 +44,7 @@ class Labels:
 
     def __init__(self) -> None:
         self.size = 1
-        self.parent, self.left, self.right, self.kind = (np.zeros(1024, np.int64) for _ in range(4))
+        self.parent, self.left, self.right, self.kind, self.family = (np.zeros(1024, np.int64) for _ in range(5))
         self.frozen, self.approximate = np.zeros(1024, np.int64), np.zeros(1024, np.int64)  # numbers of reasons, 0: none
         self.reasons: list[str] = [""]
         self.links: list[tuple[Vector, int]] = []  # labels that an operator united
@@ -56,11 +56,12 @@ class Labels:
     def fresh(self, n: int, kind: int = CHANNEL) -> Dim:
         start, self.size = self.size, self.size + n
         while self.size > len(self.parent):
-            for name in ("parent", "left", "right", "kind", "frozen", "approximate"):
+            for name in ("parent", "left", "right", "kind", "family", "frozen", "approximate"):
                 array = getattr(self, name)
                 setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
         new = np.arange(start, self.size, dtype=np.int64)
         self.parent[new], self.kind[new] = new, kind
+        self.family[new] = start if kind else 0  # halves of a split are told apart, even where no tensor shows them apart
         return new[None]
 
     # reading ----------------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from ..task import call
 from . import rules_layers, rules_reduce, rules_shape
 from .labels import Dim, Labels, inert
+from .meta import quick
 from .rules import RULES, Dims, flat, name_of, pointwise
 from .sizes import Attribute, Origin, origins_of
 
@@ -138,7 +139,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = run(func, args, kwargs)
         if not self.within:
             self.step(func, args, kwargs, out)
         return out
@@ -212,6 +213,12 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return module or "the model itself"
         line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
         return f"{line} ({module})" if module else line
+
+
+def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The operator's result; without running it where that has no values."""
+    made = quick(func, args) if not kwargs else None
+    return func(*args, **kwargs) if made is None else made
 
 
 def made_by(result: Any, out: object) -> list[Dims]:

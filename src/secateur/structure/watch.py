@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..task import call, evaluating
 from .labels import Dim
+from .meta import Quick
 from .rules import flat, name_of
-from .trace import SILENT, Step, Whole
+from .trace import SILENT, Step, Whole, run
 
 FIXED = "its size is fixed in the code and cannot follow:"
 VIEWS = {"view", "reshape", "unflatten", "flatten", "expand"}  # calls that check their sizes before an operator runs, and make one tensor
@@ -47,7 +48,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
         if self.within or name_of(func) in SILENT:
-            return func(*args, **(kwargs or {}))
+            return run(func, args, kwargs or {})
         return self.step(func, args, kwargs or {})
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> object:
@@ -57,7 +58,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         predicted = self.predicted()
         try:
             self.within = True
-            out = func(*args, **kwargs)
+            out = run(func, args, kwargs)
         except Exception:
             if name not in RESIZING:
                 raise
@@ -137,12 +138,15 @@ def alike(a: str, b: str) -> bool:
     return a == b or {a, b} <= {"aten::view", "aten::_unsafe_view", "aten::_reshape_alias", "aten::reshape"}
 
 
-def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callable[[Dim], int]) -> list[Fault]:
-    """The differences between the run of `small` and the prediction, in their order; [] where there is none."""
+def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callable[[Dim], int], backward: bool = False) -> list[Fault]:
+    """The differences between the run of `small`, forward (and backward), and the prediction, in their order; [] where there is none."""
     mode = Watch(steps, size)
     try:
-        with like_the_trace(small), torch.no_grad(), mode, Refused(mode):
-            call(small, inputs)
+        with like_the_trace(small), torch.set_grad_enabled(backward):
+            with mode, Refused(mode):
+                outputs = call(small, inputs)
+            if backward:
+                differentiate(small, outputs)
     except Differs as difference:
         stop = Fault(mode.at, str(difference))
     except Exception as error:  # whatever the user's code raises about a size that did not follow
@@ -154,17 +158,24 @@ def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callabl
 
 
 def backward_fails(model: nn.Module, inputs: object) -> str:
-    """The name of the error that a backward pass raises, or ""."""
+    """The name of the error that a run forward and backward raises, or ""."""
     try:
         with like_the_trace(model), torch.enable_grad():
-            total = sum(value.sum() for value in flat(call(model, inputs)) if isinstance(value, Tensor) and value.requires_grad)
-            if isinstance(total, Tensor):
-                torch.autograd.backward(total)
+            differentiate(model, call(model, inputs))
     except Exception as error:  # the user's code, whatever it raises
         return type(error).__name__
+    return ""
+
+
+def differentiate(model: nn.Module, outputs: object) -> None:
+    """Gradients of the sum of all outputs."""
+    total = sum(value.sum() for value in flat(outputs) if isinstance(value, Tensor) and value.requires_grad)
+    try:
+        if isinstance(total, Tensor):
+            with Quick():
+                torch.autograd.backward(total)
     finally:
         model.zero_grad()
-    return ""
 
 
 @contextmanager
