@@ -15,7 +15,7 @@ from secateur.structure.sizes import Remembered, origins_of, remember
 
 def test_a_remembered_integer_calculates_like_any_other():
     n = Remembered(6, ("width", None))
-    assert n == 6 and n * 2 == 12 and type(n * 2) is int and [0] * n == [0] * 6 and torch.zeros(n).shape == (6,)
+    assert n == 6 and n * 2 == 12 and type(n + 2) is int and [0] * n == [0] * 6 and torch.zeros(n).shape == (6,)
     assert type(n.__reduce__()[0](*n.__reduce__()[1])) is int and copy.deepcopy(n).attribute == ("width", None)
 
 
@@ -28,8 +28,8 @@ def test_attributes_and_tuples_of_modules_are_replaced():
 def test_the_sizes_among_a_calls_arguments_are_found_in_their_order():
     a, b = Remembered(2, ("heads", None)), Remembered(3, ("dim", None))
     x = torch.zeros(6)
-    assert [o.attribute[0] for o in origins_of(torch.Tensor.view, (x, a, b), {})] == ["heads", "dim"]
-    assert [o.attribute[0] for o in origins_of(F.layer_norm, (x, (b,)), {"eps": a})] == ["dim"]
+    assert [o.value.attribute[0] for o in origins_of(torch.Tensor.view, (x, a, b), {})] == ["heads", "dim"]
+    assert [o.value.attribute[0] for o in origins_of(F.layer_norm, (x, (b,)), {"eps": a})] == ["dim"]
     assert origins_of(torch.conv2d, (x, x, x, a, b), {}) == []  # stride and padding are no sizes
 
 

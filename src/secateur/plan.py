@@ -27,6 +27,7 @@ class Plan:
     cost: "units", "parameters", "macs", "bytes" -> (before, after), as far as known.
     made: how it was made: criterion, contexts, local, amount, of, scope, threshold, seed, ... (JSON values).
     approximate, frozen: group -> why.
+    divided: (parameter, dimension) that a mask leaves alone, since the model divides it by its own norm.
     """
 
     structure: str
@@ -39,6 +40,7 @@ class Plan:
     made: dict[str, object] = field(default_factory=dict)
     approximate: dict[str, str] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)
+    divided: tuple[tuple[str, int], ...] = ()
 
     def removed(self) -> dict[str, tuple[int, int]]:
         """Group -> (units removed, units in all)."""

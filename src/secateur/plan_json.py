@@ -55,6 +55,7 @@ def encode(plan: Plan, sha256: str) -> str:
         },
         "approximate": plan.approximate,
         "frozen": plan.frozen,
+        "divided": plan.divided,
     }
     return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(plain(value), allow_nan=False)}" for key, value in raw.items()) + "\n}\n"
 
@@ -117,6 +118,7 @@ def decode(text: bytes, stored: Shapes, room: int, sha256: str, nonzero: Callabl
         made=mapping(raw, "made"),
         approximate=reasons(raw, "approximate"),
         frozen=reasons(raw, "frozen"),
+        divided=tuple(divided_of(pair, shapes) for pair in listed(raw, "divided")),
     )
 
 
@@ -150,6 +152,19 @@ def mapping(raw: Mapping[str, object], key: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise Damage(f'its "{key}" is missing or is not an object')
     return value
+
+
+def listed(raw: Mapping[str, object], key: str) -> list[object]:
+    value = raw.get(key, [])
+    if not isinstance(value, list):
+        raise Damage(f'its "{key}" is not a list')
+    return value
+
+
+def divided_of(pair: object, shapes: Shapes) -> tuple[str, int]:
+    if not isinstance(pair, list) or len(pair) != 2 or pair[0] not in shapes or whole(pair[1], "a dimension") >= len(shapes[pair[0]]):
+        raise Damage(f'in its "divided", {pair!r} is not a parameter and one of its dimensions')
+    return pair[0], pair[1]
 
 
 def reasons(raw: Mapping[str, object], key: str) -> dict[str, str]:

@@ -85,6 +85,7 @@ def plan_of(structure: Structure, keep: Keep, made: dict[str, object]) -> Plan:
         made=made,
         approximate={name: group.approximate for name, group in structure.groups.items() if group.approximate},
         frozen={name: group.frozen for name, group in structure.frozen.items()},
+        divided=structure.divided,
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..tree import Keep, Scores, Tree
-from .cut import cut
+from .cut import cut, holder
 from .labels import CHANNEL, INNER, KERNEL, OUTER, Dim, Labels
 from .run import macs_per_element, traced
 from .sizes import Attribute
@@ -40,6 +40,7 @@ class Channels:
     attributes: dict[Attribute, Tensor] = field(repr=False)
     originals: dict[str, object] = field(repr=False)  # attribute -> its value now
     notes: tuple[str, ...] = ()
+    divided: tuple[tuple[str, int], ...] = ()  # (parameter, dimension) that a mask leaves alone: divided by a norm, zeros would give 0 / 0
     kind: str = "channels"
 
     def expand(self, keep: Mapping[str, Tensor]) -> Tree:
@@ -48,7 +49,7 @@ class Channels:
         for name in self.numel:
             mask = torch.ones((), dtype=gates.dtype, device=gates.device)
             for dim, index in enumerate(self.index[name]):
-                if index is not None:
+                if index is not None and (name, dim) not in self.divided:
                     line = gates[index.to(gates.device)].prod(0) if gates.dtype != torch.bool else gates[index.to(gates.device)].all(0)
                     mask = mask * line.view([-1 if d == dim else 1 for d in range(len(self.shapes[name]))])
             masks[name] = mask.expand(self.shapes[name])
@@ -59,7 +60,7 @@ class Channels:
         sums = torch.zeros(1 + sum(group.size for group in self.groups.values()), dtype=first.dtype, device=first.device)
         for name in self.numel:
             for dim, index in enumerate(self.index[name]):
-                if index is not None:
+                if index is not None and (name, dim) not in self.divided:
                     line = values[name].sum([d for d in range(values[name].dim()) if d != dim]) if values[name].dim() > 1 else values[name]
                     for units in index:
                         sums = sums.index_add(0, units.to(first.device), line)
@@ -94,8 +95,7 @@ class Channels:
             if position is None:
                 changed[where] = size
             else:
-                now = changed.get(where, self.originals[where])
-                assert isinstance(now, tuple)
+                now = tuple(changed.get(where, self.originals[where]))  # type: ignore[arg-type]
                 changed[where] = (*now[:position], size, *now[position + 1 :])
         return changed
 
@@ -212,6 +212,7 @@ def gathered(model: nn.Module, dense: nn.Module, trace: Trace, uses: dict[str, f
         attributes=attributes,
         originals={where: attribute_of(model, where) for where, _ in attributes},
         notes=tuple(f"the run reads a value at {place}; another value may take another way" for place in dict.fromkeys(trace.values_read)),
+        divided=tuple(sorted(trace.divided)),
     )  # fmt: skip
     return structure, numbers
 
@@ -318,8 +319,11 @@ def culprits(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:
     labels, steps = trace.labels, trace.steps
     last = min(fault.step, len(steps) - 1)
     alive = lambda dims: [dim for dim in map(labels.resolve, dims) if (labels.frozen[dim[dim > 0]] == 0).any()]
-    if found := alive(steps[last].made[0][d] for d in fault.dims):
-        return found, f"{fault.what} {steps[last].name}"
+    wrong = [labels.resolve(steps[last].made[0][d]) for d in fault.dims]
+    read = np.unique(np.concatenate([labels.resolve(dim).ravel() for dim in steps[last].read] or [np.zeros(0, np.int64)]))
+    for dims in ([np.where(np.isin(dim, read), 0, dim) for dim in wrong], wrong):  # what the operator adds (a padding), sooner than what it reads
+        if found := alive(dims):
+            return found, f"{fault.what} {steps[last].name}"
     for step in steps[last::-1]:
         if found := alive((*step.read, *(trace.attributes[a] for a in step.attributes if a in trace.attributes))):
             return found, f"{fault.what} {step.name}"
@@ -330,5 +334,5 @@ def culprits(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:
 
 
 def attribute_of(model: nn.Module, where: str) -> object:
-    path, _, name = where.rpartition(".")
-    return getattr(model.get_submodule(path), name)
+    here, name = holder(model, where)
+    return getattr(here, name)

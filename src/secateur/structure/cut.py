@@ -18,6 +18,9 @@ Kept = Mapping[str, "tuple[Tensor | None, ...]"]
 def twin(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A deep copy whose parameters and buffers are `replace(name, tensor)`: each is copied once, and ties stay ties."""
     memo: dict[int, object] = {}
+    plain = [module for module in model.modules() if reduced(module)]
+    for module in plain:
+        memo[id(module)] = object.__new__(type(module))
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # kept from a run with gradients: torch copies it without its history only
@@ -25,7 +28,15 @@ def twin(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Modul
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         new = replace(name, value.detach())
         memo[id(value)] = type(value)(new, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else new
+    for module in plain:
+        memo[id(module)].__dict__.update({key: copy.deepcopy(value, memo) for key, value in vars(module).items()})
     return copy.deepcopy(model, memo)
+
+
+def reduced(module: nn.Module) -> bool:
+    """Whether the class copies its objects from a description (Keras does): their tensors would be others, and are wanted here."""
+    kind = type(module)
+    return kind.__reduce__ is not object.__reduce__ and not hasattr(kind, "__deepcopy__")
 
 
 def cut(model: nn.Module, kept: Kept, sizes: Mapping[str, int | tuple[int, ...]]) -> nn.Module:
@@ -40,11 +51,25 @@ def cut(model: nn.Module, kept: Kept, sizes: Mapping[str, int | tuple[int, ...]]
 
     small = twin(model, part)
     for where, size in sizes.items():
-        path, _, attribute = where.rpartition(".")
-        setattr(small.get_submodule(path), attribute, size)
+        assign(small, where, size)
     for module in small.modules():
         describe(module)
     return small
+
+
+def holder(model: nn.Module, where: str) -> tuple[object, str]:
+    """The object (a module, or a configuration that one holds) and the name of its attribute."""
+    *path, attribute = where.split(".")
+    here: object = model
+    for part in path:
+        here = here._modules[part] if isinstance(here, nn.Module) and part in here._modules else vars(here)[part]
+    return here, attribute
+
+
+def assign(model: nn.Module, where: str, size: int | tuple[int, ...]) -> None:
+    here, attribute = holder(model, where)
+    old = vars(here)[attribute]
+    vars(here)[attribute] = list(size) if isinstance(old, list) and isinstance(size, tuple) else size
 
 
 def describe(module: nn.Module) -> None:
@@ -66,6 +91,7 @@ def describe(module: nn.Module) -> None:
     elif isinstance(module, nn.RNNBase):
         inward, round_ = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
         module.input_size, module.hidden_size = inward.shape[1], round_.shape[0] // GATES.get(module.mode, 1)
+        module.proj_size = module.proj_size and round_.shape[1]
 
 
 GATES = {"LSTM": 4, "GRU": 3}
@@ -86,8 +112,9 @@ def owned(module: nn.Module) -> dict[str, tuple[str, int] | None]:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)}
     if isinstance(module, nn.RNNBase):
-        hidden = None if module.proj_size else ("weight_hh_l0", 1)
-        return {"input_size": ("weight_ih_l0", 1), "hidden_size": hidden}
+        if module.proj_size:
+            return {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hr_l0", 1), "proj_size": ("weight_hr_l0", 0)}
+        return {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}
     return {}
 
 

@@ -64,6 +64,8 @@ for untagged in (
     "native_dropout",
     "normal",
     "uniform",
+    "complex",
+    "polar",
 ):
     RULES[f"aten::{untagged}"] = RULES[f"aten::{untagged}_"] = pointwise  # as element-wise as the tagged ones
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 @rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution")
 def convolution(
-    t: Trace, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, stride: object, padding: object, dilation: object, transposed: bool,
+    t: Trace, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: object, transposed: bool,
     output_padding: object, groups: int, *args: object,
 ) -> Dims:  # fmt: skip
     """x (n, groups * i, ...), w (groups * o, i, ...); transposed: w (groups * i, o, ...). Units: groups, and within them."""
-    for dim in t[x][2:]:
-        t.freeze(dim, "convolved along")
+    passed = [n == 1 and s == 1 and p == 0 for n, s, p in zip(w.shape[2:], every(stride, x), every(padding, x))]
+    for dim, passes in zip(t[x][2:], passed):
+        if not passes:
+            t.freeze(dim, "convolved along")
     for dim in t[w][2:]:
         t.freeze(dim, KERNEL)
     group_in, within_in = t.split(t[x][1], groups, x.shape[1] // groups)
@@ -37,7 +39,12 @@ def convolution(
         made = t[w][0]
     if bias is not None:
         t.unite(t[bias][0], made)
-    return (t[x][0], made, *(inert(size) for size in out.shape[2:]))
+    return (t[x][0], made, *(dim if passes else inert(size) for dim, passes, size in zip(t[x][2:], passed, out.shape[2:])))
+
+
+def every(value: Sequence[int], x: Tensor) -> Sequence[int]:
+    """One number for every spatial dimension, or the same for all."""
+    return value if len(value) == x.dim() - 2 else [value[0]] * (x.dim() - 2)
 
 
 @rule("mm")
@@ -90,6 +97,45 @@ def attention(
         t.freeze(query[-2], "a causal mask counts it")
         t.freeze(key[-2], "a causal mask counts it")
     return (*batch, query[-2], value[-1])
+
+
+@rule("einsum")
+def einsum(t: Trace, out: Tensor, equation: str, operands: Sequence[Tensor], **kwargs: object) -> Dims:
+    """One dimension a letter: what shares a letter leaves together. A letter that is summed over loses its zeros only."""
+    terms, result = letters_of(equation, operands)
+    dims: dict[str, Dim] = {}
+    for term, x in zip(terms, operands):
+        for letter, dim in zip(term, t[x]):
+            if letter not in dims or dims[letter].shape[1] == 1:
+                dims[letter] = dim
+            elif dim.shape[1] > 1:
+                t.unite(dims[letter], dim)
+    for letter in set(dims) - set(result):
+        if sum(letter in term for term in terms) == 1:
+            t.approximates(dims[letter], "a sum runs over it")
+    return tuple(dims[letter] for letter in result)
+
+
+def letters_of(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
+    """Each operand's letters and the result's; dimensions under an ellipsis are digits, counted from the right."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    under = [x.dim() - len(term.replace("...", "")) for term, x in zip(terms, operands)]
+    digits = lambda n: "".join(chr(0x100 + i) for i in range(n - 1, -1, -1))
+    terms = [term.replace("...", digits(n)) for term, n in zip(terms, under)]
+    if not arrow:
+        once = sorted(letter for letter in set(left) - set(".,") if left.count(letter) == 1)
+        right = "..." * ("..." in left) + "".join(once)
+    return terms, right.replace("...", digits(max(under, default=0)))
+
+
+def sizes_by_letter(equation: str, operands: Sequence[Tensor]) -> dict[str, int]:
+    terms, _ = letters_of(equation, operands)
+    sizes: dict[str, int] = {}
+    for term, x in zip(terms, operands):
+        for letter, size in zip(term, x.shape):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return sizes
 
 
 @rule("mv")
@@ -172,8 +218,10 @@ def layer_norm(
 
 
 @rule("_fused_rms_norm", "rms_norm")
-def rms_norm(t: Trace, out: object, x: Tensor, shape: Sequence[int], w: Tensor | None = None, eps: float | None = None) -> object:
-    dims = layer_norm(t, (), x, shape, w)
+def rms_norm(
+    t: Trace, out: object, x: Tensor, shape: Sequence[int] = (), w: Tensor | None = None, eps: float | None = None, **named: Any
+) -> object:
+    dims = layer_norm(t, (), x, named.get("normalized_shape", shape), named.get("weight", w))
     return dims[:2] if isinstance(out, (tuple, list)) else dims[0]
 
 
@@ -203,6 +251,38 @@ def embedding_bag(t: Trace, out: Sequence[Tensor], w: Tensor, *args: object, **k
     t.freeze(t[w][0], "looked up by number")
     first: tuple[Dim, ...] = (inert(out[0].shape[0]), t[w][1])
     return (first, *(tuple(inert(n) for n in part.shape) for part in out[1:]))
+
+
+@rule("_grouped_mm")
+def grouped_mm(t: Trace, out: Tensor, x: Tensor, w: Tensor, ends: Tensor | None = None, *args: object, **kwargs: object) -> Dims:
+    """Rows of x (rows, k), group by group, times the group's own matrix of w (groups, k, m)."""
+    t.unite(t[x][-1], t[w][-2])
+    for dim in t[w][:-2]:
+        t.freeze(dim, "rows are sent to it by number")
+    return (*t[x][:-1], t[w][-1])
+
+
+@rule("_weight_norm_interface")
+def weight_norm(t: Trace, out: Sequence[Tensor], v: Tensor, g: Tensor, dim: int = 0) -> tuple[Dims, ...]:
+    """w = g v / |v|, row by row. A row leaves by its g: v zeroed would be divided by zero."""
+    t.unite(t[v][dim], t[g][dim])
+    for d, other in enumerate(t[v]):
+        if d != dim:
+            t.approximates(other, "a weight's norm runs over it")
+    t.divided_by_norm(v, dim)
+    return t[v], t[g]
+
+
+@rule("_pack_padded_sequence")
+def pack(t: Trace, out: Sequence[Tensor], x: Tensor, lengths: Tensor, batch_first: bool = False) -> tuple[Dims, ...]:
+    for dim in t[x][:2]:
+        t.freeze(dim, "packed")
+    return (inert(out[0].shape[0]), *t[x][2:]), (inert(out[1].shape[0]),)
+
+
+@rule("_pad_packed_sequence")
+def unpack(t: Trace, out: Sequence[Tensor], x: Tensor, *args: object) -> tuple[Dims, ...]:
+    return (inert(out[0].shape[0]), inert(out[0].shape[1]), *t[x][1:]), (inert(out[1].shape[0]),)
 
 
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")

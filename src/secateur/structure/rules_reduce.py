@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from .trace import Trace
 
 
-@rule("mean", "sum", "amax", "amin", "max", "min", "logsumexp", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm")
+@rule(
+    "mean", "sum", "nansum", "prod", "amax", "amin", "aminmax", "max", "min", "median", "mode", "all", "any", "count_nonzero", "logsumexp",
+    "argmax", "argmin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
+)  # fmt: skip
 def reduction(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object) -> object:
     """A statistic over a removed dimension is then taken over what is left of it."""
     position = 1 if t.op in ("aten::norm", "aten::linalg_vector_norm") else 0  # these take the order of the norm first
@@ -24,7 +27,8 @@ def reduction(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object)
         d % x.dim()
         for d in ([dim] if isinstance(dim, int) and not isinstance(dim, bool) else dim if isinstance(dim, Sequence) and dim else every)
     }
-    positions = t.op in ("aten::max", "aten::min") and not isinstance(out, Tensor)  # (values, indices): an index would shift
+    pairs = t.op in ("aten::max", "aten::min", "aten::median", "aten::mode") and not isinstance(out, Tensor)  # (values, indices)
+    positions = pairs or t.op in ("aten::argmax", "aten::argmin")  # an index would shift
     for d in axes:
         if positions:
             t.freeze(t[x][d], "positions in it are asked for")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .labels import inert, join, merge
+from .labels import Dim, inert, join, merge
 from .rules import Dims, broadcast, reshape, rule
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ def view(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> D
     "rand_like",
     "randn_like",
     "dropout",
+    "_conj",
+    "_neg_view",
+    "real",
+    "imag",
 )
 def same(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Dims:
     return t[x]
@@ -60,7 +64,7 @@ def copy_(t: Trace, out: Tensor, x: Tensor, source: Tensor, *args: object) -> Di
 
 @rule("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full")
 def made(t: Trace, out: Tensor, *args: object, **kwargs: object) -> Dims:
-    """A new tensor: inert, but for a dimension whose size is an attribute of a module and can follow."""
+    """A new tensor of one value, or of noise: its indices are all alike."""
     return tuple(t.made(size, at) for at, size in enumerate(out.shape))
 
 
@@ -79,18 +83,23 @@ def permute(t: Trace, out: Tensor, x: Tensor, order: Sequence[int]) -> Dims:
 
 @rule("expand")
 def expand(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Dims:
-    return broadcast(t, out, [x])
+    """The indices that an expansion adds are all alike."""
+    old = (inert(1),) * (out.dim() - x.dim()) + t[x]
+    dims = [t.made(size, at) if dim.shape[1] != size else dim for at, (dim, size) in enumerate(zip(old, out.shape))]
+    for at, dim in enumerate(dims):
+        t.size(dim, at=at)
+    return tuple(dims)
 
 
 @rule("repeat")
 def repeat(t: Trace, out: Tensor, x: Tensor, times: Sequence[int]) -> Dims:
     dims = (inert(1),) * (len(times) - x.dim()) + t[x]
-    return tuple(dim if n == 1 else merge(inert(n), dim) for n, dim in zip(times, dims))
+    return tuple(dim if n == 1 else merge(t.made(n, at), dim) for at, (n, dim) in enumerate(zip(times, dims)))
 
 
 @rule("repeat_interleave")
 def repeat_interleave(t: Trace, out: Tensor, x: Tensor, n: int, dim: int = 0, **kwargs: object) -> Dims:
-    return replaced(t[x], dim, merge(t[x][dim], inert(n)))
+    return replaced(t[x], dim, merge(t[x][dim], t.made(n, 0)))
 
 
 @rule("cat", "concat")
@@ -113,16 +122,15 @@ def stack(t: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> Dim
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk")
 def split(t: Trace, out: Sequence[Tensor], x: Tensor, sizes: object, dim: int = 0) -> tuple[Dims, ...]:
-    """Parts of equal size follow the dimension only if they lose the same indices."""
+    """Parts follow the dimension only if those whose sizes are one number lose the same indices."""
     dim %= x.dim()
     ends = np.cumsum([part.shape[dim] for part in out]).tolist()
     parts = np.split(t[x][dim], ends[:-1], axis=1)
-    if not t.apart(ends):
-        for part in parts[1:]:
-            if part.shape == parts[0].shape:
-                t.unite(parts[0], part)
-    for part in parts:
-        t.size(part)
+    listed = isinstance(sizes, (tuple, list))
+    first: dict[object, Dim] = {}
+    for at, part in enumerate(parts):
+        t.unite(first.setdefault(t.key(part.shape[1], at if listed else 0), part), part)
+        t.size(part, at=at if listed else 0)
     return tuple(replaced(t[x], dim, part) for part in parts)
 
 
@@ -163,8 +171,12 @@ def index(t: Trace, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) ->
 @rule("slice")
 def slice_(t: Trace, out: Tensor, x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Dims:
     dim %= x.dim()
-    part = t[x][dim][:, slice(start, end, step)]
-    t.size(part)
+    whole = t[x][dim]
+    part = whole[:, slice(start, end, step)]
+    if part.shape != whole.shape:
+        for bound in (start, end):
+            if bound is not None and 0 < bound < x.shape[dim]:
+                t.size(whole[:, :bound])
     return replaced(t[x], dim, part)
 
 
@@ -185,11 +197,14 @@ def flip(t: Trace, out: Tensor, x: Tensor, dims: Sequence[int]) -> Dims:
     "pad",
 )
 def pad(t: Trace, out: Tensor, x: Tensor, padding: Sequence[int], *args: object) -> Dims:
-    """Indices that padding adds are inert; only constant padding reaches a labelled dimension."""
+    """Indices that padding adds are all alike; only constant padding reaches a labelled dimension."""
     dims = list(t[x])
     for back in range(len(padding) // 2):
         before, after = padding[2 * back], padding[2 * back + 1]
         dim = dims[-1 - back]
+        if before > 0 and after > 0 and t.op == "aten::constant_pad_nd" and dim.any():
+            dims[-1 - back] = join([t.made(before, 2 * back), dim, t.made(after, 2 * back + 1)])
+            continue
         if min(before, after) < 0:
             dim = dim[:, max(0, -before) : dim.shape[1] - max(0, -after)]
         if (before or after) and t.op != "aten::constant_pad_nd":
@@ -219,6 +234,100 @@ def channel_shuffle(t: Trace, out: Tensor, x: Tensor, groups: int) -> Dims:
     outer, inner = t.split(t[x][1], groups, x.shape[1] // groups)
     t.size(outer, groups)
     return replaced(t[x], 1, merge(inner, outer))
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "topk", "kthvalue", "msort", "renorm")
+def along(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object) -> object:
+    """Works along one dimension, the others pass."""
+    last = -1 if t.op in ("aten::sort", "aten::topk", "aten::kthvalue") else 0
+    numbers = [a for a in args[t.op in ("aten::topk", "aten::kthvalue") :] if isinstance(a, int) and not isinstance(a, bool)]
+    d = kwargs.get("dim", numbers[0] if numbers else last)
+    assert isinstance(d, int)
+    t.freeze(t[x][d], "the order along it counts")
+    one = out if isinstance(out, Tensor) else out[0]  # type: ignore[index]
+    dims = t[x] if one.dim() != x.dim() else replaced(t[x], d, inert(one.shape[d]))
+    if one.dim() != x.dim():
+        dims = tuple(dim for at, dim in enumerate(t[x]) if at != d % x.dim())
+    return dims if isinstance(out, Tensor) else tuple(dims for _ in out)  # type: ignore[attr-defined]
+
+
+@rule("gather")
+def gather(t: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, **kwargs: object) -> Dims:
+    return lined_up(t, x, dim, index)
+
+
+@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
+def scatter(t: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, src: object = None, *args: object, **kwargs: object) -> Dims:
+    lined_up(t, x, dim, index)
+    if isinstance(src, Tensor) and src.dim():
+        lined_up(t, src, dim, index)
+    return t[x]
+
+
+def lined_up(t: Trace, x: Tensor, dim: int, index: Tensor) -> Dims:
+    """Picked from by number along one dimension; along the others, index i of `index` is index i of x."""
+    dim %= x.dim()
+    t.freeze(t[x][dim], "picked from by number")
+    for d, mine in enumerate(t[index]):
+        if d != dim:
+            t.unite(t[x][d][:, : mine.shape[1]], mine)
+    return tuple(mine if d == dim else t[x][d][:, : mine.shape[1]] for d, mine in enumerate(t[index]))
+
+
+@rule("index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_")
+def index_add(t: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, source: object = None, **kwargs: object) -> Dims:
+    dim %= x.dim()
+    t.freeze(t[x][dim], "written to by number")
+    for d in range(x.dim()):
+        if d != dim and isinstance(source, Tensor) and source.dim():
+            t.unite(t[x][d], t[source][d])
+    return t[x]
+
+
+@rule("index_put", "index_put_", "_index_put_impl_")
+def index_put(t: Trace, out: Tensor, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, *args: object) -> Dims:
+    """As if x[indices] were united with the values."""
+    at = [d for d, value in enumerate(indices) if value is not None]
+    for d in at:
+        t.freeze(t[x][d], "written to by number")
+    for value in (indices[d] for d in at):
+        if value is not None and value.dtype in (torch.bool, torch.uint8) and value.dim() > 1:
+            raise ValueError("a mask of several dimensions")
+    rest = [dim for d, dim in enumerate(t[x]) if d not in at]
+    last = rest if at == list(range(len(at))) else []
+    for dim, mine in zip(reversed(last), reversed(t[values])):
+        if dim.shape == mine.shape or dim.shape[1] == mine.shape[1]:
+            t.unite(dim, mine)
+    if last != rest:
+        for dim in rest:
+            t.freeze(dim, "written to by number")
+    return t[x]
+
+
+@rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
+def fft(t: Trace, out: Tensor, x: Tensor, dim: Sequence[int], *args: object) -> Dims:
+    axes = {d % x.dim() for d in dim}
+    for d in axes:
+        t.freeze(t[x][d], "Fourier-transformed along")
+    return tuple(inert(out.shape[d]) if d in axes else mine for d, mine in enumerate(t[x]))
+
+
+@rule("view_as_complex")
+def view_as_complex(t: Trace, out: Tensor, x: Tensor) -> Dims:
+    t.freeze(t[x][-1], "a complex number's two parts")
+    return t[x][:-1]
+
+
+@rule("view_as_real")
+def view_as_real(t: Trace, out: Tensor, x: Tensor) -> Dims:
+    return (*t[x], inert(2))
+
+
+@rule("tril", "triu")
+def triangle(t: Trace, out: Tensor, x: Tensor, *args: object) -> Dims:
+    for dim in t[x][-2:]:
+        t.freeze(dim, "a triangle of it is cut out")
+    return t[x]
 
 
 @rule("roll")

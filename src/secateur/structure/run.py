@@ -39,7 +39,7 @@ def run(model: nn.Module, example: object) -> Trace:
     for _, value in [*model.named_parameters(), *model.named_buffers()]:
         trace.put(value, tuple(trace.labels.fresh(size) if size > 1 else inert(size) for size in value.shape))
     for name, value in model.named_parameters():
-        trace.origin[id(value)] = name
+        trace.names[id(value)] = trace.origin[id(value)] = name
     for path, module in model.named_modules():
         for attribute, whose in owned(module).items():
             where = f"{path}.{attribute}" if path else attribute

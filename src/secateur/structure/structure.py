@@ -47,6 +47,7 @@ class Structure(Protocol):
     frozen: the groups that may not, with the reason.
     numel, itemsize: elements and bytes per element of every parameter, so that a plan can be counted.
     uses: multiply-accumulates per element and sample (float) of the parameters that multiply something; empty where no example was given.
+    divided: (parameter, dimension) that a mask leaves alone, since the model divides it by its own norm: 0 / 0.
     shapes, digest: of every parameter and buffer, and of their values, so that a plan can say which model it was made for.
     """
 
@@ -66,6 +67,8 @@ class Structure(Protocol):
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
     @property
     def digest(self) -> str: ...
+    @property
+    def divided(self) -> tuple[tuple[str, int], ...]: ...
 
     def expand(self, keep: Mapping[str, Tensor]) -> Tree:
         """Kept units -> parameter masks: for each connection, the product over the units it lies in. `keep` may be real-valued."""

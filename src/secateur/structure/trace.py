@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +19,11 @@ from torch.utils.flop_counter import flop_registry
 
 from ..task import call
 from . import rules_layers, rules_reduce, rules_shape
-from .labels import Dim, Labels, inert
+from .labels import Dim, Labels, inert, merge
 from .meta import quick
 from .rules import RULES, Dims, flat, name_of, pointwise
-from .sizes import Attribute, Origin, origins_of
+from .rules_layers import sizes_by_letter
+from .sizes import Attribute, Origin, Remembered, origins_of
 
 assert rules_layers and rules_reduce and rules_shape  # importing them registers their rules
 
@@ -32,6 +34,8 @@ WHOLE: dict[Any, Any] = {  # calls that are one step: which operators they run d
     torch.nn.functional.linear: ATEN.linear.default,
     ATEN.linear.default: ATEN.linear.default,
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, ATEN.matmul.default), ATEN.matmul.default),
+    **dict.fromkeys((torch.einsum, ATEN.einsum.default), ATEN.einsum.default),
+    **dict.fromkeys((torch.nn.functional.rms_norm, torch.rms_norm, ATEN.rms_norm.default), ATEN.rms_norm.default),
     **dict.fromkeys(
         (torch.nn.functional.scaled_dot_product_attention, ATEN.scaled_dot_product_attention.default),
         ATEN.scaled_dot_product_attention.default,
@@ -68,6 +72,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.dims: dict[int, Dims] = {}
         self.alive: list[Tensor] = []  # a tensor that died would give its id to another
         self.steps: list[Step] = []
+        self.names: dict[int, str] = {}  # the parameters
+        self.divided: set[tuple[str, int]] = set()  # (parameter, dimension) divided by its own norm: zeroing it would give 0 / 0
         self.origin: dict[int, str] = {}  # tensor -> the parameter whose elements it holds
         self.macs: dict[str, float] = {}  # parameter -> multiply-accumulates per element
         self.used: set[int] = set()
@@ -93,6 +99,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def approximates(self, dim: Dim, why: str) -> None:
         self.labels.approximates(dim, why)
 
+    def divided_by_norm(self, x: Tensor, d: int) -> None:
+        """Along dimension d, x is divided by a norm of its own: the mask must leave it alone, and something else that leaves with it is zeroed."""
+        if id(x) in self.names:
+            self.divided.add((self.names[id(x)], d))
+
     def split(self, dim: Dim, n: int, m: int) -> tuple[Dim, Dim]:
         return self.labels.split(dim, n, m)
 
@@ -103,29 +114,54 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         if not dim.any():
             return
-        value = dim.shape[1] if value is None else value
+        origin = self.origin_of(dim.shape[1] if value is None else value, at)
+        if origin is not None:
+            origin.spent = True
+            self.follow(origin.value, dim)
+
+    def origin_of(self, value: int, at: int | None = None) -> Origin | None:
         fitting = [origin for origin in self.origins if origin.value == value and at in (None, origin.position)]
-        origin = next((o for o in fitting if not o.spent), fitting[-1] if fitting else None)
-        if origin is None:
-            return
-        origin.spent = True
-        own = self.own.get(origin.attribute, dim)
-        if own is None:
-            self.freeze(dim, "its size is an attribute that means another one:")
-        else:
-            self.unite(self.attributes.setdefault(origin.attribute, own), dim)
+        return next((o for o in fitting if not o.spent), fitting[-1] if fitting else None)
+
+    def follow(self, size: Remembered, dim: Dim) -> None:
+        """The attribute that `size` is, or the one of those it is made of that nothing else sets yet, must follow the dimension."""
+        if size.attribute is not None:
+            own = self.own.get(size.attribute, dim)
+            if own is None:
+                self.freeze(dim, "its size is an attribute that means another one:")
+            else:
+                self.unite(self.attributes.setdefault(size.attribute, own), dim)
+        elif size.made is not None:
+            how, a, b = size.made
+            if how == "//" and isinstance(a, Remembered):
+                outer = self.attributes.get(b.attribute) if isinstance(b, Remembered) and b.attribute else inert(b)
+                if outer is not None:
+                    self.follow(a, merge(outer, dim))
+            for x, other in ((a, b), (b, a)) if how == "*" else ():
+                if isinstance(x, Remembered) and x.attribute not in self.attributes and (part := self.factor(dim, x, other)) is not None:
+                    self.follow(x, part)
+
+    def factor(self, dim: Dim, n: int, times: int) -> Dim | None:
+        """The n indices of which the dimension is so many repetitions, one after the other or each in turn; None where it is none."""
+        rows = self.labels.resolve(dim)
+        if (rows.reshape(-1, times, n) == rows.reshape(-1, times, n)[:, :1]).all():
+            return rows[:, :n]
+        if (rows.reshape(-1, n, times) == rows.reshape(-1, n, times)[:, :, :1]).all():
+            return rows[:, ::times]
+        return None
 
     def made(self, size: int, at: int) -> Dim:
-        """A dimension of a new tensor: fresh labels where its size is an attribute that can follow, else inert."""
-        if size > 1 and any(origin.value == size and origin.position == at for origin in self.origins):
-            dim = self.labels.fresh(size)
-            self.size(dim, at=at)
-            return dim
-        return inert(size)
+        """A dimension that is new: its labels are its own, and the attribute that sets its size, if there is one, must follow."""
+        if size < 2:
+            return inert(size)
+        dim = self.labels.fresh(size)
+        self.size(dim, at=at)
+        return dim
 
-    def apart(self, ends: Sequence[int]) -> bool:
-        """Whether the parts of a split have sizes of their own, each an attribute."""
-        return len({origin.attribute for origin in self.origins}) >= len(ends)
+    def key(self, value: int, at: int) -> object:
+        """What sets this size: equal for sizes that are always equal; the number itself where it is no attribute's."""
+        origin = self.origin_of(value, at)
+        return value if origin is None else origin.value.key()
 
     # the run ----------------------------------------------------------------------------------------------------------------------------
 
@@ -181,11 +217,13 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sources = {self.origin[id(x)]: x for x in inputs if id(x) in self.origin}
         if self.op in ("aten::linear", "aten::matmul"):
             self.count(outputs[0].numel() * inputs[0].shape[-1], sources)
+        elif self.op == "aten::einsum":
+            self.count(math.prod(sizes_by_letter(args[0], inputs).values()), sources)  # type: ignore[arg-type]
         elif func.overloadpacket in flop_registry:
             self.count(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) / 2, sources)
         else:
             self.descend(sources, outputs)
-        attributes = tuple(origin.attribute for origin in self.origins)
+        attributes = tuple(origin.value.attribute for origin in self.origins if origin.value.attribute)
         if self.op not in SILENT:
             self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes, tuple(x.dtype for x in outputs), tuple(x.stride() for x in outputs)))
 
@@ -253,6 +291,8 @@ class Whole(TorchFunctionMode):
         self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
         one = WHOLE.get(func)
+        if one is ATEN.einsum.default and not isinstance(args[-1], (tuple, list)):
+            args = (args[0], args[1:])
         return func(*args, **(kwargs or {})) if one is None else self.step(one, args, kwargs or {})
 
 

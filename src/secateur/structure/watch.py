@@ -34,8 +34,8 @@ class Fault:
     dims: tuple[int, ...] = ()
 
 
-class Differs(Exception):
-    """Stops the run where it cannot go on."""
+class Differs(BaseException):
+    """Stops the run where it cannot go on; no model may catch it."""
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -192,6 +192,7 @@ def like_the_trace(model: nn.Module) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(evaluating(model))
             stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
             if all(value.is_meta for value in model.parameters()):
                 stack.enter_context(torch.device("meta"))
             yield

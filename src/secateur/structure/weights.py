@@ -27,6 +27,7 @@ class Weights:
     like: Tree = field(repr=False)  # meta tensors, for the masks of what is left alone
     frozen: dict[str, Group] = field(default_factory=dict)
     kind: str = "weights"
+    divided: tuple[tuple[str, int], ...] = ()
 
     def expand(self, keep: Mapping[str, Tensor]) -> Tree:
         return {name: keep[name] if name in keep else torch.ones(value.shape, dtype=torch.bool) for name, value in self.like.items()}

@@ -15,7 +15,10 @@ def masks(plan: Plan) -> Tree:
     """Parameter -> a bool tensor of its shape, True where the plan keeps it; only parameters of which something is removed."""
     if plan.structure == "weights":
         return {name: mask for name, mask in plan.keep.items() if not mask.all()}
-    return {name: inside(plan.shapes[name], indices) for name, indices in plan.kept.items()}
+    return {
+        name: inside(plan.shapes[name], tuple(None if (name, dim) in plan.divided else index for dim, index in enumerate(indices)))
+        for name, indices in plan.kept.items()
+    }
 
 
 def inside(shape: tuple[int, ...], indices: tuple[Tensor | None, ...]) -> Tensor:
