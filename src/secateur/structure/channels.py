@@ -22,6 +22,7 @@ from .watch import Fault, backward_fails, watch
 
 KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
 TRIALS = 2  # of every structure, before it is handed out
+STUBBORN = 8  # a fault that comes back so often will not be cured dimension by dimension
 Index = tuple[Tensor | None, ...]  # per dimension, (factors, indices) numbers of units, 0: none
 
 
@@ -145,21 +146,23 @@ def channels(model: nn.Module, example: object, exact: bool = False) -> Channels
     Raises BadInput where the example does not fit the model.
     """
     trace, dense, inputs = traced(model, example)
+    stops = Counter[Fault]()
     while True:
-        structure, numbers = gathered(model, dense, trace, macs_per_element(trace, inputs), exact)
+        structure, numbers = gathered(model, trace, macs_per_element(trace, inputs), exact)
         faults = trial(structure, dense, inputs, trace, numbers)
         if not faults:
             return structure
-        for dims, why in [culprits(trace, fault) for fault in faults]:
+        stops[faults[-1]] += 1
+        for dims, why in [culprits(trace, fault) for fault in faults] if stops[faults[-1]] < STUBBORN else [rest(trace, faults[-1])]:
             for dim in dims:
                 trace.labels.freeze(dim, why)
 
 
-def gathered(model: nn.Module, dense: nn.Module, trace: Trace, uses: dict[str, float], exact: bool) -> tuple[Channels, np.ndarray]:
+def gathered(model: nn.Module, trace: Trace, uses: dict[str, float], exact: bool) -> tuple[Channels, np.ndarray]:
     """Units with the same memberships in all tensors of the run form a group. The second result numbers the labels' units."""
     labels = trace.labels
     once = Once(labels)
-    tensors = {name: tuple(map(once, trace[value])) for name, value in [*dense.named_parameters(), *dense.named_buffers()]}
+    tensors = {name: tuple(map(once, dims)) for name, dims in trace.tensors.items()}
     places = [(name, at, dim) for name, dims in tensors.items() for at, dim in enumerate(dims)]
     signature = signatures(labels.size, [*places_of(tensors), *(once(dim) for step in trace.steps for dims in step.made for dim in dims)])
     frozen = labels.frozen[: labels.size].copy()
@@ -327,10 +330,15 @@ def culprits(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:
     for step in steps[last::-1]:
         if found := alive((*step.read, *(trace.attributes[a] for a in step.attributes if a in trace.attributes))):
             return found, f"{fault.what} {step.name}"
-    left = np.flatnonzero(labels.frozen[: labels.size] == 0)[None, 1:]
+    return rest(trace, fault)
+
+
+def rest(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:
+    """All that is not frozen yet: it is not to be seen what the fault comes from."""
+    left = np.flatnonzero(trace.labels.frozen[: trace.labels.size] == 0)[None, 1:]
     if not left.size:
         raise BadInput("Two runs of the model on the same example take different ways. Make its evaluation mode deterministic.")
-    return [left], fault.what
+    return [left], f"{fault.what} {trace.steps[min(fault.step, len(trace.steps) - 1)].name}"
 
 
 def attribute_of(model: nn.Module, where: str) -> object:

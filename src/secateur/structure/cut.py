@@ -113,7 +113,7 @@ def owned(module: nn.Module) -> dict[str, tuple[str, int] | None]:
         return {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)}
     if isinstance(module, nn.RNNBase):
         if module.proj_size:
-            return {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hr_l0", 1), "proj_size": ("weight_hr_l0", 0)}
+            return {"input_size": ("weight_ih_l0", 1), "hidden_size": None, "proj_size": ("weight_hr_l0", 0)}  # it must stay the smaller
         return {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}
     return {}
 

@@ -16,14 +16,14 @@ from .watch import like_the_trace
 
 
 def traced(model: nn.Module, example: object) -> tuple[Trace, nn.Module, object]:
-    """The trace, the copy that was run and the example as it was given to it."""
+    """The trace, a copy like the one that was run (which may have kept things from its run) and the example as it was given to it."""
     on_meta = twin(model, lambda _, value: torch.empty_like(value, device="meta"))
     try:
-        return run(on_meta, to_meta(example)), on_meta, to_meta(example)
+        return run(again(on_meta), to_meta(example)), on_meta, to_meta(example)
     except Exception as meta_failed:  # the model reads a value, mixes devices or does not fit the example: only a real run can tell
         real = twin(model, lambda _, value: value.clone())
         try:
-            trace = run(real, example)
+            trace = run(again(real), example)
         except Exception as error:
             raise BadInput(
                 f"The model cannot run on the example: {type(error).__name__}: {first_line(error)}. "
@@ -33,11 +33,17 @@ def traced(model: nn.Module, example: object) -> tuple[Trace, nn.Module, object]
         return trace, real, example
 
 
+def again(model: nn.Module) -> nn.Module:
+    """A copy with the same tensors."""
+    return twin(model, lambda _, value: value)
+
+
 def run(model: nn.Module, example: object) -> Trace:
     trace = Trace()
     remember(model)
-    for _, value in [*model.named_parameters(), *model.named_buffers()]:
-        trace.put(value, tuple(trace.labels.fresh(size) if size > 1 else inert(size) for size in value.shape))
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        dims = trace.tensors[name] = tuple(trace.labels.fresh(size) if size > 1 else inert(size) for size in value.shape)
+        trace.put(value, dims)
     for name, value in model.named_parameters():
         trace.names[id(value)] = trace.origin[id(value)] = name
     for path, module in model.named_modules():

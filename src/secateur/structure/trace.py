@@ -72,6 +72,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.dims: dict[int, Dims] = {}
         self.alive: list[Tensor] = []  # a tensor that died would give its id to another
         self.steps: list[Step] = []
+        self.tensors: dict[str, Dims] = {}  # of every parameter and buffer
         self.names: dict[int, str] = {}  # the parameters
         self.divided: set[tuple[str, int]] = set()  # (parameter, dimension) divided by its own norm: zeroing it would give 0 / 0
         self.origin: dict[int, str] = {}  # tensor -> the parameter whose elements it holds
