@@ -7,7 +7,7 @@ smaller model <--repair-- shrink | mask <-- Plan <--select under a budget--'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -19,6 +19,7 @@ from .repair import reestimate
 from .select import select
 from .sensitivity import Sensitivity, measure, merge
 from .structure import Channels, Structure, weights
+from .structure import as_graph as graph
 from .structure import channels as traced_channels
 from .surgery import shrink, unequal
 from .task import Loss, Task
@@ -54,6 +55,8 @@ def prune(
     threshold: float | None = None,
     multiple: int = 1,
     exact: bool = False,
+    units: Collection[str] | None = None,
+    as_graph: bool = False,
     repair: str | None = "statistics",
     seed: int = 0,
     progress: Progress | None = None,
@@ -68,44 +71,50 @@ def prune(
     amount, of: the fraction to remove of "units", "parameters", "macs" or "bytes"; or threshold: remove all units scored below.
     scope: "global" or "layer"; multiple: a group that is cut keeps a multiple of this many units.
     exact: leave groups alone whose removal is only approximately the same as zeroing.
+    units: the kinds of units that may go ("channel", "head", "head dimension", ...); None: all, and of attention whole heads only.
+    as_graph: prune the model as an exported graph, in which sizes follow that are written in its code; what comes back is that graph.
     repair: "statistics" re-estimates batch norms on the inputs in `data`, by the difference to the dense model; None leaves them.
     Raises the errors of the stages: BadInput, BadLoss, NothingToPrune, BudgetUnreachable.
     """
-    units = structure_of(model, example, structure, exact)
+    model = graph(model, example) if as_graph else model
+    found = structure_of(model, example, structure, exact, units)
     task = Task(model, data, loss, seed)
-    sensitivity = measure(task, units, criterion, contexts, progress=progress)
+    sensitivity = measure(task, found, criterion, contexts, progress=progress)
     scores = merge(sensitivity, local)
     plan = select(
-        scores, units, amount, of, scope, threshold, multiple,
-        criterion=sensitivity.criterion, contexts=contexts, local=local, samples=sensitivity.samples, repair=repair, exact=exact, seed=seed,
+        scores, found, amount, of, scope, threshold, multiple, criterion=sensitivity.criterion, contexts=contexts, local=local,
+        samples=sensitivity.samples, repair=repair, exact=exact, as_graph=as_graph, seed=seed,
     )  # fmt: skip
-    return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, units, sensitivity, scores)
+    return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, found, sensitivity, scores)
 
 
-def channels(model: nn.Module, example: object, exact: bool = False) -> Channels:
+def channels(model: nn.Module, example: object, exact: bool = False, units: Collection[str] | None = None) -> Channels:
     """The units of `model` that can be removed whole, found by one run on `example` and checked on real numbers.
 
     example: a tensor, a tuple of arguments or a dict of keyword arguments that the model runs on.
     exact: keep groups whole whose removal is only approximately the same as zeroing (a norm's statistic or a softmax runs over them).
+    units: the kinds of units that may go; None: all but the dimensions within attention heads, of which whole heads go.
     A group is frozen, with the reason, where the code does not let its size follow, where an operator has no rule, and where the smaller
     model would compute something else than the masked one. The model is not changed. Raises BadInput where the example does not fit.
     """
-    found = traced_channels(model, example, exact)
+    found = traced_channels(model, example, exact, units)
     return found.without(unequal(model, found, example))
 
 
-def structure_of(model: nn.Module, example: object, structure: str | Structure, exact: bool = False) -> Structure:
+def structure_of(
+    model: nn.Module, example: object, structure: str | Structure, exact: bool = False, units: Collection[str] | None = None
+) -> Structure:
     """The structure of that name; a structure is one already."""
     if not isinstance(structure, str):
         return structure
     if structure not in STRUCTURES:
         raise BadInput(f"There is no structure {structure!r}. Choose {', '.join(STRUCTURES)}.")
-    return STRUCTURES[structure](model, example, exact)
+    return STRUCTURES[structure](model, example, exact, units)
 
 
-STRUCTURES: dict[str, Callable[[nn.Module, object, bool], Structure]] = {
+STRUCTURES: dict[str, Callable[[nn.Module, object, bool, Collection[str] | None], Structure]] = {
     "channels": channels,
-    "weights": lambda model, example, exact: weights(model, example),
+    "weights": lambda model, example, exact, units: weights(model, example),
 }
 
 

@@ -21,6 +21,7 @@ from .errors import BadInput, PlanMismatch, Unreadable
 from .folders import present, replacing, settle, write_text_atomic
 from .plan import Plan, check_fits
 from .plan_json import FORMAT, Damage, Shapes, decode, encode, schema
+from .structure.cut import attribute_of
 
 WEIGHTS, PLAN = "model.safetensors", "plan.json"
 LARGEST = 1 << 28  # bytes of a plan.json that is still read
@@ -111,10 +112,9 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 def check_sizes(plan: Plan, model: nn.Module) -> None:
     """Raises PlanMismatch unless every attribute that the plan sets is a size that the model has, and does not grow."""
-    modules = dict(model.named_modules())
     for where, new in plan.sizes.items():
-        path, _, attribute = where.rpartition(".")
-        old = vars(modules[path]).get(attribute) if path in modules else None
+        old = attribute_of(model, where)
+        old = tuple(old) if isinstance(old, list) else old
         news, olds = ((value if isinstance(value, tuple) else (value,)) for value in (new, old))
         if (
             type(old) is not type(new)
@@ -122,7 +122,8 @@ def check_sizes(plan: Plan, model: nn.Module) -> None:
             or not all(type(b) is int and (a == b or 0 < a < b) for a, b in zip(news, olds))
         ):
             raise PlanMismatch(
-                f"The plan sets {where} to {new}, but in this model it is {old}. Build the same architecture, or make a new plan."
+                f"The plan sets {where} to {new}, but in this model it is {old}. Build the same architecture"
+                + (", as the same exported graph: secateur.as_graph(model, example)." if plan.made.get("as_graph") else ", or make a new plan.")
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from .schedule import SCHEDULES, Schedule
 from .select import fraction, plan_of, select
 from .sensitivity import Sensitivity, measure, merge
 from .structure import Channels, Structure, all_kept
+from .structure import as_graph as graph
 from .structure.cut import twin
 from .surgery import masks_of, shrink
 from .surgery.hold import hold
@@ -77,6 +78,8 @@ def rounds(
     scope: str = "global",
     multiple: int = 1,
     exact: bool = False,
+    units: Collection[str] | None = None,
+    as_graph: bool = False,
     repair: str | None = "statistics",
     checkpoint: str | Path | None = None,
     seed: int = 0,
@@ -93,25 +96,26 @@ def rounds(
     final = fraction(amount)
     settings = {
         "amount": amount, "steps": steps, "schedule": name_of(schedule), "structure": structure, "criterion": name_of(criterion),
-        "contexts": contexts, "local": local, "of": of, "scope": scope, "multiple": multiple, "exact": exact, "repair": repair,
-        "seed": seed,
+        "contexts": contexts, "local": local, "of": of, "scope": scope, "multiple": multiple, "exact": exact,
+        "units": None if units is None else sorted(units), "as_graph": as_graph, "repair": repair, "seed": seed,
     }  # fmt: skip
-    dense = structure_of(model, example, structure, exact)
+    model = graph(model, example) if as_graph else model
+    dense = structure_of(model, example, structure, exact, units)
     nothing = {name: torch.zeros(group.shape) for name, group in dense.groups.items()}
     select(nothing, dense, final, of, scope, multiple=multiple)  # what is out of reach in the end is so before the first round
     now, done = resumed(model, checkpoint, settings, dense.digest)
-    units: Structure = dense if done == 0 else after(now, example, structure, exact, dense)
+    found: Structure = dense if done == 0 else after(now, example, structure, exact, units, dense)
     keep = all_kept(dense) if done == 0 or checkpoint is None else kept_units(dense, read_plan(round_folder(checkpoint, done)), now)
     for number in range(done + 1, steps + 1):
         gone = final * shares[number - 1]
-        sensitivity = measure(Task(now, data, loss, seed), units, criterion, contexts, progress=progress)
+        sensitivity = measure(Task(now, data, loss, seed), found, criterion, contexts, progress=progress)
         scores = merge(sensitivity, local)
         made: dict[str, object] = {**settings, "round": number, "samples": sensitivity.samples, "final": amount, "amount": gone}
         if structure == "weights":
-            whole = cut = select(scores, units, gone, of, scope, multiple=multiple, within=keep).note(**made)
+            whole = cut = select(scores, found, gone, of, scope, multiple=multiple, within=keep).note(**made)
             keep = whole.keep
         else:
-            cut = select(scores, units, still(gone, of, dense, keep, units), of, scope, multiple=multiple)
+            cut = select(scores, found, still(gone, of, dense, keep, found), of, scope, multiple=multiple)
             keep = composed(dense, keep, cut)
             whole = plan_of(dense, keep, {**made, "cut": cut.made["cut"], "threshold": None})
         small = repaired(shrink(now, cut), now, data, cut, repair)
@@ -120,7 +124,7 @@ def rounds(
         yield Round(number, steps, reached, now, whole, cut, sensitivity, before, model)
         if checkpoint is not None:
             save(round_folder(checkpoint, number), now, whole, force=True, extra={"settings.json": json.dumps(settings)})
-        units = after(now, example, structure, exact, dense)
+        found = after(now, example, structure, exact, units, dense)
 
 
 def shares_of(schedule: str | Schedule, steps: int) -> Iterator[float]:
@@ -189,8 +193,10 @@ def kept_units(dense: Structure, plan: Plan, now: nn.Module) -> Keep:
     return {name: zeros.get(name, torch.ones(group.shape, dtype=torch.bool)) for name, group in dense.groups.items()}
 
 
-def after(now: nn.Module, example: object, structure: str, exact: bool, dense: Structure) -> Structure:
-    return dense if structure == "weights" else structure_of(now, example, structure, exact)
+def after(
+    now: nn.Module, example: object, structure: str, exact: bool, units: Collection[str] | None, dense: Structure
+) -> Structure:
+    return dense if structure == "weights" else structure_of(now, example, structure, exact, units)
 
 
 def round_folder(checkpoint: str | Path, number: int) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..tree import Keep, Scores, Tree
-from .cut import cut, holder
-from .labels import CHANNEL, INNER, KERNEL, OUTER, Dim, Labels
+from .cut import attribute_of, cut
+from .labels import CHANNEL, EXPERT, HEAD, HIDDEN, INNER, KERNEL, OUTER, WITHIN_HEAD, Dim, Labels
 from .run import macs_per_element, traced
 from .sizes import Attribute
 from .structure import Group, digest_of, shapes_of
@@ -21,6 +21,9 @@ from .trace import Trace
 from .watch import Fault, backward_fails, watch
 
 KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
+ROLES = {HEAD: "head", WITHIN_HEAD: "head dimension", HIDDEN: "hidden state", EXPERT: "expert"}
+ALL_KINDS = (*KINDS.values(), *ROLES.values())
+USUAL = tuple(kind for kind in ALL_KINDS if kind != "head dimension")  # whole heads, where there are any
 TRIALS = 2  # of every structure, before it is handed out
 STUBBORN = 8  # a fault that comes back so often will not be cured dimension by dimension
 Index = tuple[Tensor | None, ...]  # per dimension, (factors, indices) numbers of units, 0: none
@@ -136,19 +139,23 @@ class Channels:
         return torch.cat([torch.ones_like(parts[0][:1]), *parts]) if parts else torch.ones(1, dtype=torch.bool)
 
 
-def channels(model: nn.Module, example: object, exact: bool = False) -> Channels:
+def channels(model: nn.Module, example: object, exact: bool = False, units: Collection[str] | None = None) -> Channels:
     """The units of `model` that can be removed whole, found by one run on `example`.
 
     example: a tensor, a tuple of arguments or a dict of keyword arguments.
     exact: keep groups whole whose removal is only approximately the same as zeroing (a norm's statistic or a softmax runs over them).
+    units: the kinds of units that may go, of ALL_KINDS; all but the dimensions within attention heads if None.
     The model is not changed, and is run on a copy without values (on the `meta` device) where it can be.
     Before it is handed out, part of every group is removed on trial, and what then does not run as predicted is frozen.
     Raises BadInput where the example does not fit the model.
     """
+    kinds = USUAL if units is None else units
+    if unknown := set(kinds) - set(ALL_KINDS):
+        raise BadInput(f"There is no kind of unit {sorted(unknown)[0]!r}. Choose among {', '.join(ALL_KINDS)}.")
     trace, dense, inputs = traced(model, example)
     stops = Counter[Fault]()
     while True:
-        structure, numbers = gathered(model, trace, macs_per_element(trace, inputs), exact)
+        structure, numbers = gathered(model, trace, macs_per_element(trace, inputs), exact, kinds)
         faults = trial(structure, dense, inputs, trace, numbers)
         if not faults:
             return structure
@@ -158,7 +165,9 @@ def channels(model: nn.Module, example: object, exact: bool = False) -> Channels
                 trace.labels.freeze(dim, why)
 
 
-def gathered(model: nn.Module, trace: Trace, uses: dict[str, float], exact: bool) -> tuple[Channels, np.ndarray]:
+def gathered(
+    model: nn.Module, trace: Trace, uses: dict[str, float], exact: bool, kinds: Collection[str] = ALL_KINDS
+) -> tuple[Channels, np.ndarray]:
     """Units with the same memberships in all tensors of the run form a group. The second result numbers the labels' units."""
     labels = trace.labels
     once = Once(labels)
@@ -171,8 +180,8 @@ def gathered(model: nn.Module, trace: Trace, uses: dict[str, float], exact: bool
         frozen = np.where((frozen == 0) & (approximate > 0), approximate, frozen)
 
     order = in_order([dim for _, at, dim in places if at == 0] + [dim for _, at, dim in places if at])  # a layer's own outputs come first
-    kinds = np.stack([signature[order], frozen[order] > 0, labels.family[order]])
-    _, first, which = np.unique(kinds, axis=1, return_index=True, return_inverse=True)
+    alike = np.stack([signature[order], frozen[order] > 0, labels.family[order]])
+    _, first, which = np.unique(alike, axis=1, return_index=True, return_inverse=True)
     bucket = np.full(labels.size, -1)  # label -> the group that it is in
     bucket[order] = np.argsort(np.argsort(first))[which.ravel()]  # groups in the order of their first labels
     first = np.sort(first)
@@ -187,10 +196,11 @@ def gathered(model: nn.Module, trace: Trace, uses: dict[str, float], exact: bool
             continue
         taken[names[g]] += 1
         name = names[g] if taken[names[g]] == 1 else f"{names[g]}#{taken[names[g]]}"
-        group = Group(
-            name, (len(atoms),), KINDS[int(labels.kind[atom])], members[g], through[g],
-            labels.reasons[labels.approximate[atom]], labels.reasons[frozen[atom]] or ("it has one unit" if len(atoms) == 1 else ""),
-        )  # fmt: skip
+        kind = ROLES.get(int(labels.role[atom]), KINDS[int(labels.kind[atom])])
+        why = labels.reasons[frozen[atom]] or ("it has one unit" if len(atoms) == 1 else "")
+        if not why and kind not in kinds:
+            why = f"a {kind} is no unit that was asked for (units=)"
+        group = Group(name, (len(atoms),), kind, members[g], through[g], labels.reasons[labels.approximate[atom]], why)
         if group.frozen:
             kept_whole[name] = group
         else:
@@ -339,8 +349,3 @@ def rest(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:
     if not left.size:
         raise BadInput("Two runs of the model on the same example take different ways. Make its evaluation mode deterministic.")
     return [left], f"{fault.what} {trace.steps[min(fault.step, len(trace.steps) - 1)].name}"
-
-
-def attribute_of(model: nn.Module, where: str) -> object:
-    here, name = holder(model, where)
-    return getattr(here, name)

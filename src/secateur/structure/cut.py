@@ -66,6 +66,15 @@ def holder(model: nn.Module, where: str) -> tuple[object, str]:
     return here, attribute
 
 
+def attribute_of(model: nn.Module, where: str) -> object:
+    """The value of an attribute; None where there is none of that name."""
+    try:
+        here, name = holder(model, where)
+    except (KeyError, TypeError):
+        return None
+    return getattr(here, name, None)
+
+
 def assign(model: nn.Module, where: str, size: int | tuple[int, ...]) -> None:
     here, attribute = holder(model, where)
     old = vars(here)[attribute]

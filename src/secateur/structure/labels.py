@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 Dim = NDArray[np.int64]
 Vector = NDArray[np.int64]
 
-CHANNEL, OUTER, INNER = 0, 1, 2
+CHANNEL, OUTER, INNER = 0, 1, 2  # what a label is by its making
+HEAD, WITHIN_HEAD, HIDDEN, EXPERT = 1, 2, 3, 4  # what it turns out to be by its use; 0: nothing special
 KERNEL = "the extent of a kernel"  # frozen as a matter of course: nothing to report
 
 
@@ -46,6 +47,7 @@ class Labels:
         self.size = 1
         self.parent, self.left, self.right, self.kind, self.family = (np.zeros(1024, np.int64) for _ in range(5))
         self.frozen, self.approximate = np.zeros(1024, np.int64), np.zeros(1024, np.int64)  # numbers of reasons, 0: none
+        self.role = np.zeros(1024, np.int64)
         self.reasons: list[str] = [""]
         self.links: list[tuple[Vector, int]] = []  # labels that an operator united
         self.step = -1
@@ -56,7 +58,7 @@ class Labels:
     def fresh(self, n: int, kind: int = CHANNEL) -> Dim:
         start, self.size = self.size, self.size + n
         while self.size > len(self.parent):
-            for name in ("parent", "left", "right", "kind", "family", "frozen", "approximate"):
+            for name in ("parent", "left", "right", "kind", "family", "frozen", "approximate", "role"):
                 array = getattr(self, name)
                 setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
         new = np.arange(start, self.size, dtype=np.int64)
@@ -101,6 +103,11 @@ class Labels:
 
     def approximates(self, dim: Dim, why: str) -> None:
         self._mark("approximate", self.resolve(dim), why)
+
+    def plays(self, dim: Dim, role: int, among: Sequence[int] = (CHANNEL, OUTER, INNER)) -> None:
+        """What these indices are: heads, say. among: only labels of these kinds."""
+        atoms = self.resolve(dim).ravel()
+        self.role[atoms[(atoms > 0) & np.isin(self.kind[atoms], among)]] = role
 
     def _mark(self, mark: str, atoms: Dim, why: str) -> None:
         array = getattr(self, mark)
@@ -152,7 +159,7 @@ class Labels:
             if not apart.any():
                 return
             low, high = np.minimum(a[apart], b[apart]), np.maximum(a[apart], b[apart])
-            for mark in (self.frozen, self.approximate):
+            for mark in (self.frozen, self.approximate, self.role):
                 spread = mark[high] > 0
                 mark[low[spread]] = np.where(mark[low[spread]] > 0, mark[low[spread]], mark[high[spread]])
                 mark[high] = np.where(mark[high] > 0, mark[high], mark[low])
@@ -180,7 +187,7 @@ class Labels:
             self.left[pair[nested]], self.right[pair[nested]] = right[nested], deeper[nested]
             right = np.where(nested, pair, right)
         self.left[label], self.right[label] = halves[0], right
-        for array in (self.frozen, self.approximate):
+        for array in (self.frozen, self.approximate, self.role):
             for reason in np.unique(array[label][array[label] > 0]):
                 marked = array[label] == reason
                 atoms = self.resolve(np.stack([halves[0][marked], right[marked]]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .labels import KERNEL, Dim, inert, merge
+from .labels import HEAD, INNER, KERNEL, OUTER, WITHIN_HEAD, Dim, inert, merge
 from .rules import Dims, broadcast, rule
 from .rules_shape import replaced
 
@@ -59,7 +59,18 @@ def matmul(t: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     left, right = t[a], t[b]
     t.unite(left[-1], right[-2] if len(right) > 1 else right[0])
     batch = outer(t, left[:-2], right[:-2])
+    attends(t, a, b)
     return (*batch, *left[:-1][-1:], *(right[-1:] if len(right) > 1 else ()))
+
+
+def attends(t: Trace, a: Tensor, b: Tensor) -> None:
+    """In a product of two activations, pairs of a split are heads (they do not mix) and what is within them (it is summed over)."""
+    if id(a) in t.origin or id(b) in t.origin:
+        return
+    for dim in (*t[a][:-2], *t[b][:-2]):
+        t.labels.plays(dim, HEAD, [OUTER])
+    for dim in (*t[a][-2:], *t[b][-2:]):
+        t.labels.plays(dim, WITHIN_HEAD, [INNER])
 
 
 def outer(t: Trace, a: Dims, b: Dims) -> Dims:
@@ -91,6 +102,8 @@ def attention(
         t.unite(heads, repeated)
         key, value = (*key[:-3], heads, *key[-2:]), (*value[:-3], merge(value[-3], inert(heads.shape[1] // keys.shape[1])), *value[-2:])
     batch = outer(t, outer(t, query[:-2], key[:-2]), value[:-2])
+    attends(t, q, k)
+    attends(t, k, v)
     if mask is not None:
         outer(t, (*batch, query[-2], key[-2]), t[mask])
     if causal:
@@ -110,6 +123,9 @@ def einsum(t: Trace, out: Tensor, equation: str, operands: Sequence[Tensor], **k
                 dims[letter] = dim
             elif dim.shape[1] > 1:
                 t.unite(dims[letter], dim)
+    if len(operands) == 2 and not any(id(x) in t.origin for x in operands):
+        for letter, dim in dims.items():
+            t.labels.plays(dim, HEAD if letter in result and all(letter in term for term in terms) else WITHIN_HEAD, [OUTER, INNER])
     for letter in set(dims) - set(result):
         if sum(letter in term for term in terms) == 1:
             t.approximates(dims[letter], "a sum runs over it")
@@ -159,6 +175,7 @@ def addmm(t: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **kwargs: o
 def bmm(t: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     t.unite(t[a][0], t[b][0])
     t.unite(t[a][2], t[b][1])
+    attends(t, a, b)
     return (t[a][0], t[a][1], t[b][2])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .labels import Dim, inert, join, merge
+from .labels import OUTER, Dim, inert, join, merge
 from .rules import Dims, broadcast, reshape, rule
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def permute(t: Trace, out: Tensor, x: Tensor, order: Sequence[int]) -> Dims:
 def expand(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Dims:
     """The indices that an expansion adds are all alike."""
     old = (inert(1),) * (out.dim() - x.dim()) + t[x]
-    dims = [t.made(size, at) if dim.shape[1] != size else dim for at, (dim, size) in enumerate(zip(old, out.shape))]
+    dims = [t.made(size, at, OUTER) if dim.shape[1] != size else dim for at, (dim, size) in enumerate(zip(old, out.shape))]
     for at, dim in enumerate(dims):
         t.size(dim, at=at)
     return tuple(dims)
@@ -94,12 +94,12 @@ def expand(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) ->
 @rule("repeat")
 def repeat(t: Trace, out: Tensor, x: Tensor, times: Sequence[int]) -> Dims:
     dims = (inert(1),) * (len(times) - x.dim()) + t[x]
-    return tuple(dim if n == 1 else merge(t.made(n, at), dim) for at, (n, dim) in enumerate(zip(times, dims)))
+    return tuple(dim if n == 1 else merge(t.made(n, at, OUTER), dim) for at, (n, dim) in enumerate(zip(times, dims)))
 
 
 @rule("repeat_interleave")
 def repeat_interleave(t: Trace, out: Tensor, x: Tensor, n: int, dim: int = 0, **kwargs: object) -> Dims:
-    return replaced(t[x], dim, merge(t[x][dim], t.made(n, 0)))
+    return replaced(t[x], dim, merge(t[x][dim], t.made(n, 0, OUTER)))
 
 
 @rule("cat", "concat")

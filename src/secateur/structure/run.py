@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from ..task import call
 from .cut import owned, to_meta, twin
-from .labels import inert
+from .labels import HIDDEN, inert
 from .rules import flat
 from .sizes import remember
 from .trace import SizesSeen, Trace, named_modules_followed
@@ -54,6 +54,9 @@ def run(model: nn.Module, example: object) -> Trace:
     with like_the_trace(model), torch.no_grad(), named_modules_followed(model, trace), SizesSeen(trace), trace:
         outputs = call(model, example)
     trace.labels.step, trace.labels.place = -1, ""
+    for name, dims in trace.tensors.items():
+        if name.rpartition(".")[2].startswith("weight_hh"):  # PyTorch's name for what a recurrent layer multiplies its state by
+            trace.labels.plays(dims[1], HIDDEN)
     for made in flat(outputs):
         if isinstance(made, Tensor):
             for dim in trace[made]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..task import call
 from . import rules_layers, rules_reduce, rules_shape
-from .labels import Dim, Labels, inert, merge
+from .labels import CHANNEL, Dim, Labels, inert, merge
 from .meta import quick
 from .rules import RULES, Dims, flat, name_of, pointwise
 from .rules_layers import sizes_by_letter
@@ -151,11 +151,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return rows[:, ::times]
         return None
 
-    def made(self, size: int, at: int) -> Dim:
+    def made(self, size: int, at: int, kind: int = CHANNEL) -> Dim:
         """A dimension that is new: its labels are its own, and the attribute that sets its size, if there is one, must follow."""
         if size < 2:
             return inert(size)
-        dim = self.labels.fresh(size)
+        dim = self.labels.fresh(size, kind)
         self.size(dim, at=at)
         return dim
 
