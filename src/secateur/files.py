@@ -122,8 +122,12 @@ def check_sizes(plan: Plan, model: nn.Module) -> None:
             or not all(type(b) is int and (a == b or 0 < a < b) for a, b in zip(news, olds))
         ):
             raise PlanMismatch(
-                f"The plan sets {where} to {new}, but in this model it is {old}. Build the same architecture"
-                + (", as the same exported graph: secateur.as_graph(model, example)." if plan.made.get("as_graph") else ", or make a new plan.")
+                f"The plan sets {where} to {new}, but in this model it is {old}. "
+                + (
+                    "Build the exported graph that it was made for: secateur.as_graph(model, example)."
+                    if plan.made.get("as_graph")
+                    else "Build the same architecture, or make a new plan."
+                )
             )
 
 

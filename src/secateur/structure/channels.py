@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -99,7 +99,7 @@ class Channels:
             if position is None:
                 changed[where] = size
             else:
-                now = tuple(changed.get(where, self.originals[where]))  # type: ignore[arg-type]
+                now: tuple[int, ...] = tuple(changed.get(where, self.originals[where]))  # type: ignore[arg-type]
                 changed[where] = (*now[:position], size, *now[position + 1 :])
         return changed
 
@@ -328,13 +328,17 @@ def uneven(structure: Channels, seed: int) -> Keep:
 
 
 def culprits(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:
-    """What to freeze, and why: the dimensions at fault; where they have no label left, what the operator reads, or what those before it read."""
+    """What to freeze, and why: the dimensions at fault; where no label is left there, what it reads, or what earlier ones read."""
     labels, steps = trace.labels, trace.steps
     last = min(fault.step, len(steps) - 1)
-    alive = lambda dims: [dim for dim in map(labels.resolve, dims) if (labels.frozen[dim[dim > 0]] == 0).any()]
+
+    def alive(dims: Iterable[Dim]) -> list[Dim]:
+        return [dim for dim in map(labels.resolve, dims) if (labels.frozen[dim[dim > 0]] == 0).any()]
+
     wrong = [labels.resolve(steps[last].made[0][d]) for d in fault.dims]
-    read = np.unique(np.concatenate([labels.resolve(dim).ravel() for dim in steps[last].read] or [np.zeros(0, np.int64)]))
-    for dims in ([np.where(np.isin(dim, read), 0, dim) for dim in wrong], wrong):  # what the operator adds (a padding), sooner than what it reads
+    read = np.concatenate([np.zeros(0, np.int64), *(labels.resolve(dim).ravel() for dim in steps[last].read)])
+    added = [np.where(np.isin(dim, read), 0, dim) for dim in wrong]  # by a padding, say
+    for dims in (added, wrong):
         if found := alive(dims):
             return found, f"{fault.what} {steps[last].name}"
     for step in steps[last::-1]:

@@ -54,6 +54,11 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Device:
+    """An argument that is the device that the model is on."""
+
+
+@dataclass(frozen=True)
 class Node:
     """One operator: what it is given, the user's line, and whose values nobody needs afterwards."""
 
@@ -107,6 +112,8 @@ def _put(arg: object, values: dict[str, object], sizes: tuple[int, ...], graph: 
         return [_put(item, values, sizes, graph) for item in arg]  # type: ignore[attr-defined]
     if kind is tuple:
         return tuple(_put(item, values, sizes, graph) for item in arg)  # type: ignore[attr-defined]
+    if kind is Device:
+        return next(graph.parameters(), next(graph.buffers(), torch.empty(0))).device
     return graph.training if kind is Training else arg
 
 
@@ -161,7 +168,7 @@ def exported(model: nn.Module, example: object) -> Any:
         trials = [(example, True), (example, False)]
     for given, free in trials:
         args, kwargs = arguments(given)
-        shapes = torch.export.ShapesCollection()
+        shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
         for x in {id(x): x for x in flat(given) if isinstance(x, Tensor) and x.dim() and x.shape[0] > 1}.values():
             shapes[x] = {0: torch.export.Dim.AUTO}
         try:
@@ -241,17 +248,19 @@ def _mapped(arg: object, names: Mapping[torch.fx.Node, object], sizes: list[int]
     if type(arg) is int and sizes is not None and abs(arg) < UNCUT:
         sizes.append(arg)
         return Size(len(sizes) - 1)
-    return arg
+    return Device() if isinstance(arg, torch.device) else arg
 
 
 def _line(node: torch.fx.Node) -> str:
-    """The user's line that made the node: the innermost one outside PyTorch."""
+    """The user's line that made the node (the innermost one outside PyTorch), and the module that was at work."""
+    module = next((path for path, _ in reversed([*(node.meta.get("nn_module_stack") or {}).values()]) if path), "")
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File ")]
     for line in reversed(lines):
         path, _, rest = line.removeprefix('File "').partition('", line ')
         if "/torch/" not in path:
-            return f"{path.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
-    return "the model itself"
+            line = f"{path.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
+            return f"{line} ({module})" if module else line
+    return module or "the model itself"
 
 
 def _take_state(graph: Graph, source: nn.Module) -> None:

@@ -14,8 +14,8 @@ from .rules import name_of
 ALIKE = {  # element by element, and of the type of the first operand
     "relu", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "softplus", "mish", "clamp",
     "add", "sub", "mul", "div", "neg", "exp", "sqrt", "rsqrt", "pow", "sin", "cos", "dropout",
-    "threshold_backward", "gelu_backward", "silu_backward", "sigmoid_backward", "tanh_backward", "hardswish_backward", "hardsigmoid_backward",
-    "hardtanh_backward", "leaky_relu_backward", "elu_backward",
+    "threshold_backward", "gelu_backward", "silu_backward", "sigmoid_backward", "tanh_backward", "hardswish_backward",
+    "hardsigmoid_backward", "hardtanh_backward", "leaky_relu_backward", "elu_backward",
 }  # fmt: skip
 
 
@@ -65,8 +65,8 @@ def empty(x: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
-def batch_norm(x: Tensor, w: Tensor | None, b: Tensor | None, m: Tensor | None, v: Tensor | None, training: object = False, *_: object) -> Any:
-    if training is True or m is None or x.numel() == 0 or (y := like(x)) is None:
+def batch_norm(x: Tensor, w: object, b: object, mean: object, var: object, training: object = False, *_: object) -> Any:
+    if training is True or mean is None or x.numel() == 0 or (y := like(x)) is None:
         return None
     return y, empty(x, (0,)), empty(x, (0,))
 
@@ -76,7 +76,8 @@ def batch_norm_backward(g: Tensor, x: Tensor, w: Tensor | None, *args: Any) -> A
 
 
 def layer_norm(x: Tensor, shape: Sequence[int], w: Tensor | None, b: Tensor | None, *_: object) -> Any:
-    if not x.is_contiguous() or tuple(x.shape[-len(shape) :]) != tuple(shape) or any(p is not None and p.shape != tuple(shape) for p in (w, b)):
+    fitting = all(tuple(value.shape) == tuple(shape) for value in (w, b) if value is not None)
+    if not x.is_contiguous() or tuple(x.shape[-len(shape) :]) != tuple(shape) or not fitting:
         return None
     kept = (*x.shape[: -len(shape)], *(1 for _ in shape))
     return empty(x, x.shape), empty(x, kept), empty(x, kept)

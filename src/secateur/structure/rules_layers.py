@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution")
 def convolution(
-    t: Trace, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: object, transposed: bool,
-    output_padding: object, groups: int, *args: object,
+    t: Trace, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: object,
+    transposed: bool, output_padding: object, groups: int, *args: object,
 ) -> Dims:  # fmt: skip
     """x (n, groups * i, ...), w (groups * o, i, ...); transposed: w (groups * i, o, ...). Units: groups, and within them."""
     passed = [n == 1 and s == 1 and p == 0 for n, s, p in zip(w.shape[2:], every(stride, x), every(padding, x))]
@@ -137,12 +137,15 @@ def letters_of(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], st
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     under = [x.dim() - len(term.replace("...", "")) for term, x in zip(terms, operands)]
-    digits = lambda n: "".join(chr(0x100 + i) for i in range(n - 1, -1, -1))
     terms = [term.replace("...", digits(n)) for term, n in zip(terms, under)]
     if not arrow:
         once = sorted(letter for letter in set(left) - set(".,") if left.count(letter) == 1)
         right = "..." * ("..." in left) + "".join(once)
     return terms, right.replace("...", digits(max(under, default=0)))
+
+
+def digits(n: int) -> str:
+    return "".join(chr(0x100 + i) for i in range(n - 1, -1, -1))
 
 
 def sizes_by_letter(equation: str, operands: Sequence[Tensor]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..task import call
 from . import rules_layers, rules_reduce, rules_shape
+from .graph import Graph
 from .labels import CHANNEL, Dim, Labels, inert, merge
 from .meta import quick
 from .rules import RULES, Dims, flat, name_of, pointwise
@@ -101,7 +102,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.labels.approximates(dim, why)
 
     def divided_by_norm(self, x: Tensor, d: int) -> None:
-        """Along dimension d, x is divided by a norm of its own: the mask must leave it alone, and something else that leaves with it is zeroed."""
+        """Along dimension d, x is divided by a norm of its own: the mask leaves it alone, and zeroes what leaves with it."""
         if id(x) in self.names:
             self.divided.add((self.names[id(x)], d))
 
@@ -226,7 +227,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.descend(sources, outputs)
         attributes = tuple(origin.value.attribute for origin in self.origins if origin.value.attribute)
         if self.op not in SILENT:
-            self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes, tuple(x.dtype for x in outputs), tuple(x.stride() for x in outputs)))
+            types, strides = tuple(x.dtype for x in outputs), tuple(x.stride() for x in outputs)
+            self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes, types, strides))
 
     def count(self, macs: float, sources: dict[str, Tensor]) -> None:
         """Attribute an operator's multiply-accumulates to the parameter that it multiplies by, in equal parts to its elements."""
@@ -246,6 +248,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The user's line (the nearest frame outside PyTorch and this package) and the module at work."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame.f_code is not call.__code__ and frame.f_code.co_filename.startswith((TORCH, HERE, "<frozen")):
+            if frame.f_code is Graph.forward.__code__:
+                return frame.f_locals["node"].place
             frame = frame.f_back
         module = next((name for name in reversed(self.modules) if name), "")
         if frame is None or frame.f_code is call.__code__:  # PyTorch's own containers run the model, and no line of the user's

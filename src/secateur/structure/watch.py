@@ -172,7 +172,7 @@ def differentiate(model: nn.Module, outputs: object) -> None:
     total = sum(value.sum() for value in flat(outputs) if isinstance(value, Tensor) and value.requires_grad)
     try:
         if isinstance(total, Tensor):
-            with Quick():
+            with Quick():  # type: ignore[no-untyped-call]
                 torch.autograd.backward(total)
     finally:
         model.zero_grad()
