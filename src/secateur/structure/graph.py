@@ -24,6 +24,8 @@ from .rules import flat, name_of
 
 REGIONS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # a part of the graph under a switch: (switches ..., graph, arguments ...)
 SWITCHED = {"aten::batch_norm": 5, "aten::dropout": 2, "aten::dropout_": 2, "aten::feature_dropout": 2, "aten::alpha_dropout": 2}
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+LENIENT = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}  # strides may differ from those of the run that was exported
 UNCUT = 2**63 - 1  # the end of a slice that has none
 
 
@@ -39,6 +41,14 @@ class Size:
     """An argument that is the i-th of the node's integers."""
 
     at: int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """An argument that is calculated from others: a product of sizes. Every node has its own, so that its numbers can change alone."""
+
+    op: Callable[..., object]
+    args: tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,8 @@ def _put(arg: object, values: dict[str, object], sizes: tuple[int, ...], graph: 
         return sizes[arg.at]  # type: ignore[attr-defined]
     if kind is State:
         return _state(graph, arg.path)  # type: ignore[attr-defined]
+    if kind is Sum:
+        return arg.op(*(_put(item, values, sizes, graph) for item in arg.args))  # type: ignore[attr-defined]
     if kind is list:
         return [_put(item, values, sizes, graph) for item in arg]  # type: ignore[attr-defined]
     if kind is tuple:
@@ -118,6 +130,8 @@ def _put(arg: object, values: dict[str, object], sizes: tuple[int, ...], graph: 
 
 
 def _leaves(arg: object) -> Iterator[object]:
+    if isinstance(arg, Sum):
+        arg = arg.args
     for item in arg.values() if isinstance(arg, Mapping) else arg if isinstance(arg, (tuple, list)) else ():
         yield from _leaves(item)
     if not isinstance(arg, (tuple, list, Mapping)):
@@ -141,7 +155,7 @@ def as_graph(model: nn.Module, example: object) -> Graph:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[]):
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             program = exported(model, example)
             flat_model = program.module(check_guards=False)
             graph = graph_of(flat_model)
@@ -172,8 +186,7 @@ def exported(model: nn.Module, example: object) -> Any:
         for x in {id(x): x for x in flat(given) if isinstance(x, Tensor) and x.dim() and x.shape[0] > 1}.values():
             shapes[x] = {0: torch.export.Dim.AUTO}
         try:
-            with torch.no_grad():
-                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if free else None, strict=False)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if free else None, strict=False)
         except Exception:
             if not free:
                 raise
@@ -225,13 +238,17 @@ def _inline(
             names[node] = _inline(part, dict(zip(slots, args[at + 1 :])), names, made, f"{name}_")
         elif node.op == "call_function" and node.target is operator.getitem and isinstance(names[node.args[0]], (tuple, list)):
             names[node] = names[node.args[0]][node.args[1]]  # type: ignore[index]
+        elif node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator" and node.target is not operator.getitem:
+            names[node] = Sum(node.target, tuple(_mapped(arg, names, None) for arg in node.args))
         elif node.op == "call_function":
             sizes: list[int] = []
             switched = SWITCHED.get(name_of(node.target)) if not isinstance(node.target, str) else None
             literal = sizes if node.target is not operator.getitem else None
             args = [Training() if at == switched and arg is False else _mapped(arg, names, literal) for at, arg in enumerate(node.args)]
             kwargs = {key: _mapped(arg, names, literal) for key, arg in node.kwargs.items()}
-            made[name] = Node(name, node.target, tuple(args), kwargs, _line(node)), tuple(sizes)
+            if node.target is ATTENTION and kwargs.get("scale") is None:
+                kwargs["scale"] = node.args[0].meta["val"].shape[-1] ** -0.5  # as it was: it must not change with a head's size
+            made[name] = Node(name, LENIENT.get(node.target, node.target), tuple(args), kwargs, _line(node)), tuple(sizes)
             names[node] = Value(name)
         else:
             raise ValueError(f"a node of kind {node.op} ({node.target})")
@@ -241,7 +258,9 @@ def _inline(
 def _mapped(arg: object, names: Mapping[torch.fx.Node, object], sizes: list[int] | None) -> object:
     """An argument of a node of torch.fx as one of ours; integers go to `sizes`."""
     if isinstance(arg, torch.fx.Node):
-        return names[arg]
+        return names[arg] if sizes is None else _mapped(names[arg], names, sizes) if isinstance(names[arg], Sum) else names[arg]
+    if isinstance(arg, Sum):
+        return Sum(arg.op, tuple(_mapped(item, names, sizes) for item in arg.args))
     if isinstance(arg, (tuple, list)):
         items = [_mapped(item, names, sizes) for item in arg]
         return items if isinstance(arg, list) else tuple(items)

@@ -157,13 +157,49 @@ def sizes_by_letter(equation: str, operands: Sequence[Tensor]) -> dict[str, int]
     return sizes
 
 
+@rule("_cdist_forward", "cdist")
+def cdist(t: Trace, out: Tensor, a: Tensor, b: Tensor, *args: object) -> Dims:
+    """Distances between rows: coordinates leave together, and lose nothing but their own difference."""
+    t.unite(t[a][-1], t[b][-1])
+    t.approximates(t[a][-1], "a distance runs over it")
+    return (*outer(t, t[a][:-2], t[b][:-2]), t[a][-2], t[b][-2])
+
+
+@rule("_trilinear")
+def trilinear(
+    t: Trace, out: Tensor, a: Tensor, b: Tensor, c: Tensor, add_a: Sequence[int], add_b: Sequence[int], add_c: Sequence[int],
+    summed: Sequence[int], *args: object,
+) -> Dims:  # fmt: skip
+    """Three tensors with dimensions of one put in at given places, multiplied, and summed over some."""
+    spread: list[Dims] = []
+    for x, added in ((a, add_a), (b, add_b), (c, add_c)):
+        line = list(t[x])
+        for at in added:
+            line.insert(at, inert(1))
+        spread.append(tuple(line))
+    dims = outer(t, outer(t, spread[0], spread[1]), spread[2])
+    for d in summed:
+        t.approximates(dims[d], "a sum runs over it") if sum(x[d].shape[1] > 1 for x in spread) < 2 else None
+    return tuple(dim for d, dim in enumerate(dims) if d not in summed)
+
+
+@rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+def loss(t: Trace, out: Tensor, x: Tensor, y: Tensor, *args: object, **kwargs: object) -> Dims:
+    dims = outer(t, t[x], t[y])
+    if out.dim() == len(dims):
+        return dims
+    for dim in dims:
+        t.approximates(dim, "a mean runs over it")
+    return ()
+
+
 @rule("mv")
 def mv(t: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     t.unite(t[a][1], t[b][0])
     return (t[a][0],)
 
 
-@rule("dot")
+@rule("dot", "vdot")
 def dot(t: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     t.unite(t[a][0], t[b][0])
     return ()
@@ -262,7 +298,7 @@ def group_norm(
 
 @rule("embedding")
 def embedding(t: Trace, out: Tensor, w: Tensor, index: Tensor, *args: object) -> Dims:
-    t.freeze(t[w][0], "looked up by number")
+    t.picked(t[w][0], index, "looked up by number")
     return (*t[index], t[w][1])
 
 

@@ -30,7 +30,9 @@ def reduction(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object)
     pairs = t.op in ("aten::max", "aten::min", "aten::median", "aten::mode") and not isinstance(out, Tensor)  # (values, indices)
     positions = pairs or t.op in ("aten::argmax", "aten::argmin")  # an index would shift
     for d in axes:
-        if positions:
+        if positions and len(axes) == 1:
+            t.point(out[1] if pairs else out, t[x][d])  # type: ignore[index, arg-type]
+        elif positions:
             t.freeze(t[x][d], "positions in it are asked for")
         t.approximates(t[x][d], f"{t.op.removeprefix('aten::')} runs over it")
     one = out if isinstance(out, Tensor) else out[0]  # type: ignore[index]
@@ -74,6 +76,29 @@ def upsample2d(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object
 @rule("upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact3d")
 def upsample3d(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> object:
     return spatial(t, out, x, 3)
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
+def grid_sampler(t: Trace, out: Tensor, x: Tensor, grid: Tensor, *args: object) -> Dims:
+    for dim in (*t[x][2:], *t[grid][1:]):
+        t.freeze(dim, "sampled along")
+    t.unite(t[x][0], t[grid][0])
+    return (*t[x][:2], *(inert(size) for size in out.shape[2:]))
+
+
+@rule("affine_grid_generator")
+def affine_grid(t: Trace, out: Tensor, theta: Tensor, *args: object) -> Dims:
+    for dim in t[theta][1:]:
+        t.freeze(dim, "a transformation of space")
+    return (t[theta][0], *(inert(size) for size in out.shape[1:]))
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def max_unpool(t: Trace, out: Tensor, x: Tensor, index: Tensor, *args: object) -> Dims:
+    last = 2 if t.op.endswith("2d") else 3
+    for a, b in zip(t[x][:-last], t[index][:-last]):
+        t.unite(a, b)
+    return spatial(t, out, x, last)  # type: ignore[return-value]
 
 
 def spatial(t: Trace, out: object, x: Tensor, last: int) -> object:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .labels import OUTER, Dim, inert, join, merge
+from .labels import EXPERT, OUTER, Dim, inert, join, merge
 from .rules import Dims, broadcast, reshape, rule
 
 if TYPE_CHECKING:
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 def view(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Dims:
     dims = reshape(t, t[x], out.shape)
     for at, dim in enumerate(dims):
-        t.size(dim, at=at)
+        t.size(dim, at=None if t.called == "unflatten" else at)
     return dims
 
 
 @rule(
     "detach",
+    "lift_fresh_copy",
     "clone",
     "alias",
     "_to_copy",
@@ -150,7 +151,7 @@ def select(t: Trace, out: Tensor, x: Tensor, dim: int, index: int) -> Dims:
 
 @rule("index_select")
 def index_select(t: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor) -> Dims:
-    t.freeze(t[x][dim], "picked from by number")
+    t.picked(t[x][dim], index)
     return replaced(t[x], dim, inert(out.shape[dim]))
 
 
@@ -161,7 +162,7 @@ def index(t: Trace, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) ->
     if any(value is not None and value.dtype in (torch.bool, torch.uint8) for value in indices):
         raise ValueError("a mask of values, whose size no label predicts")
     for d in at:
-        t.freeze(t[x][d], "picked from by number")
+        t.picked(t[x][d], indices[d])
     rest = [dim for d, dim in enumerate(t[x]) if d not in at]
     first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
     made = [inert(size) for size in out.shape[first : first + out.dim() - len(rest)]]
@@ -236,11 +237,21 @@ def channel_shuffle(t: Trace, out: Tensor, x: Tensor, groups: int) -> Dims:
     return replaced(t[x], 1, merge(inner, outer))
 
 
-@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "topk", "kthvalue", "msort", "renorm")
+@rule("topk")
+def topk(t: Trace, out: Sequence[Tensor], x: Tensor, k: int, dim: int = -1, *args: object, **kwargs: object) -> tuple[Dims, ...]:
+    """The largest of what is left. Their positions may pick from what has the same indices (experts from a router)."""
+    t.approximates(t[x][dim], "the largest along it are taken")
+    t.labels.plays(t[x][dim], EXPERT)
+    t.point(out[1], t[x][dim])
+    dims = replaced(t[x], dim, inert(k))
+    return dims, dims
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "kthvalue", "msort", "renorm")
 def along(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object) -> object:
     """Works along one dimension, the others pass."""
-    last = -1 if t.op in ("aten::sort", "aten::topk", "aten::kthvalue") else 0
-    numbers = [a for a in args[t.op in ("aten::topk", "aten::kthvalue") :] if isinstance(a, int) and not isinstance(a, bool)]
+    last = -1 if t.op in ("aten::sort", "aten::kthvalue") else 0
+    numbers = [a for a in args[t.op == "aten::kthvalue" :] if isinstance(a, int) and not isinstance(a, bool)]
     d = kwargs.get("dim", numbers[0] if numbers else last)
     assert isinstance(d, int)
     t.freeze(t[x][d], "the order along it counts")
@@ -267,7 +278,7 @@ def scatter(t: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, src: obje
 def lined_up(t: Trace, x: Tensor, dim: int, index: Tensor) -> Dims:
     """Picked from by number along one dimension; along the others, index i of `index` is index i of x."""
     dim %= x.dim()
-    t.freeze(t[x][dim], "picked from by number")
+    t.picked(t[x][dim], index)
     for d, mine in enumerate(t[index]):
         if d != dim:
             t.unite(t[x][d][:, : mine.shape[1]], mine)
@@ -310,6 +321,29 @@ def fft(t: Trace, out: Tensor, x: Tensor, dim: Sequence[int], *args: object) -> 
     for d in axes:
         t.freeze(t[x][d], "Fourier-transformed along")
     return tuple(inert(out.shape[d]) if d in axes else mine for d, mine in enumerate(t[x]))
+
+
+@rule("im2col")
+def im2col(t: Trace, out: Tensor, x: Tensor, *args: object) -> Dims:
+    *before, channel, height, width = t[x]
+    for dim in (height, width):
+        t.freeze(dim, "taken apart into windows")
+    return (*before, merge(channel, inert(out.shape[-2] // channel.shape[1])), inert(out.shape[-1]))
+
+
+@rule("col2im")
+def col2im(t: Trace, out: Tensor, x: Tensor, *args: object) -> Dims:
+    *before, columns, windows = t[x]
+    t.freeze(windows, "put together from windows")
+    channel, square = t.split(columns, out.shape[-3], columns.shape[1] // out.shape[-3])
+    t.freeze(square, "put together from windows")
+    return (*before, channel, inert(out.shape[-2]), inert(out.shape[-1]))
+
+
+@rule("unfold")
+def unfold(t: Trace, out: Tensor, x: Tensor, dim: int, size: int, step: int) -> Dims:
+    t.freeze(t[x][dim], "taken apart into windows")
+    return (*replaced(t[x], dim, inert(out.shape[dim % x.dim()])), inert(size))
 
 
 @rule("view_as_complex")

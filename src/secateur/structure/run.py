@@ -59,7 +59,7 @@ def run(model: nn.Module, example: object) -> Trace:
             trace.labels.plays(dims[1], HIDDEN)
     for made in flat(outputs):
         if isinstance(made, Tensor):
-            for dim in trace[made]:
+            for dim in (*trace[made], *([trace.points[id(made)]] if id(made) in trace.points else [])):
                 trace.labels.freeze(dim, "an output of the model")
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if id(value) not in trace.used:

@@ -28,6 +28,7 @@ SIZE_ARGUMENTS: dict[str, tuple[int | str, ...]] = {
     **{kind: () for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu", "softmax")},
     **{kind: () for kind in ("cat", "stack", "transpose", "permute", "unbind", "squeeze")},
     **{kind: (1, "split_size_or_sections") for kind in ("split", "split_with_sizes", "chunk")},
+    "unflatten": (2, "sizes"),
     "slice": (2, 3),
     "select": (2,),
     "narrow": (2, 3, "start", "length"),

@@ -28,6 +28,14 @@ from .sizes import Attribute, Origin, Remembered, origins_of
 
 assert rules_layers and rules_reduce and rules_shape  # importing them registers their rules
 
+PICKS = {f"aten::{op}" for op in ("index", "index_select", "gather", "scatter", "scatter_", "embedding", "scatter_add_", "scatter_add")}
+MOVES = {
+    f"aten::{op}"
+    for op in (
+        "view", "_unsafe_view", "reshape", "expand", "transpose", "permute", "t", "squeeze", "unsqueeze", "slice", "select", "clone",
+        "detach", "alias", "_to_copy", "split", "unbind", "contiguous",
+    )
+}  # fmt: skip
 HERE = os.path.dirname(os.path.abspath(__file__))
 TORCH = os.path.dirname(os.path.abspath(torch.__file__))
 ATEN = torch.ops.aten
@@ -84,7 +92,9 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.own: dict[Attribute, Dim | None] = {}  # attributes of PyTorch's own layers: the dimension of their weight that they describe
         self.origins: list[Origin] = []
         self.modules: list[str] = []
+        self.points: dict[int, Dim] = {}  # tensor -> the dimension that its values are positions in
         self.op = ""
+        self.called = ""  # the function of the user's call
         self.within = False  # a call that is one step
 
     # what rules see ---------------------------------------------------------------------------------------------------------------------
@@ -106,6 +116,19 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if id(x) in self.names:
             self.divided.add((self.names[id(x)], d))
 
+    def point(self, x: Tensor, dim: Dim) -> None:
+        """The values of x are positions in this dimension: what they pick from must lose the same indices."""
+        if dim.any():
+            self.points[id(x)] = dim
+
+    def picked(self, dim: Dim, index: Tensor | None, why: str = "picked from by number") -> None:
+        """Indices of this dimension are picked by the values of `index`."""
+        points = self.points.get(id(index))
+        if points is not None and points.shape == dim.shape:
+            self.unite(points, dim)
+        else:
+            self.freeze(dim, why)
+
     def split(self, dim: Dim, n: int, m: int) -> tuple[Dim, Dim]:
         return self.labels.split(dim, n, m)
 
@@ -126,7 +149,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return next((o for o in fitting if not o.spent), fitting[-1] if fitting else None)
 
     def follow(self, size: Remembered, dim: Dim) -> None:
-        """The attribute that `size` is, or the one of those it is made of that nothing else sets yet, must follow the dimension."""
+        """The attribute that `size` is, or one of those that it is made of, must follow the dimension."""
         if size.attribute is not None:
             own = self.own.get(size.attribute, dim)
             if own is None:
@@ -140,7 +163,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if outer is not None:
                     self.follow(a, merge(outer, dim))
             for x, other in ((a, b), (b, a)) if how == "*" else ():
-                if isinstance(x, Remembered) and x.attribute not in self.attributes and (part := self.factor(dim, x, other)) is not None:
+                if isinstance(x, Remembered) and (part := self.factor(dim, x, other)) is not None:
                     self.follow(x, part)
 
     def factor(self, dim: Dim, n: int, times: int) -> Dim | None:
@@ -216,6 +239,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.labels.freeze(dim, problem)
             for x in outputs:
                 self.put(x, tuple(inert(size) for size in x.shape))
+        self.carry(func, inputs, outputs)
         sources = {self.origin[id(x)]: x for x in inputs if id(x) in self.origin}
         if self.op in ("aten::linear", "aten::matmul"):
             self.count(outputs[0].numel() * inputs[0].shape[-1], sources)
@@ -229,6 +253,18 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.op not in SILENT:
             types, strides = tuple(x.dtype for x in outputs), tuple(x.stride() for x in outputs)
             self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes, types, strides))
+
+    def carry(self, func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Positions that are only moved about stay positions; where anything else is done with them, none may change."""
+        points = [self.points[id(x)] for x in inputs if id(x) in self.points]
+        if not points or self.op in PICKS:
+            return
+        if self.op in MOVES:
+            for x in outputs:
+                self.points[id(x)] = points[0]
+        else:
+            for dim in points:
+                self.freeze(dim, "positions in it are asked for")
 
     def count(self, macs: float, sources: dict[str, Tensor]) -> None:
         """Attribute an operator's multiply-accumulates to the parameter that it multiplies by, in equal parts to its elements."""
@@ -311,7 +347,7 @@ class SizesSeen(Whole):
     def __torch_function__(
         self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
-        self.trace.origins = origins_of(func, args, kwargs or {})
+        self.trace.origins, self.trace.called = origins_of(func, args, kwargs or {}), getattr(func, "__name__", "").split(".")[0]
         try:
             return super().__torch_function__(func, types, args, kwargs)
         finally:

@@ -53,7 +53,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> object:
         name = name_of(func)
-        if self.at >= len(self.steps) or not alike(self.steps[self.at].op, name):
+        if not self.aligned(name):
+            if name in LAYOUT:
+                return run(func, args, kwargs)
             raise Differs("the smaller model takes another way before")
         predicted = self.predicted()
         try:
@@ -77,6 +79,16 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = self.instead(predicted, tensors[0].device)
         return made[0] if isinstance(out, Tensor) else type(out)(made) if isinstance(out, (tuple, list)) else out
 
+    def aligned(self, name: str) -> bool:
+        """Whether the next step is this operator. Steps of layout may be left out: code may spare itself a repetition by one."""
+        for at in range(self.at, len(self.steps)):
+            if alike(self.steps[at].op, name):
+                self.at = at
+                return True
+            if self.steps[at].op not in LAYOUT:
+                return False
+        return False
+
     def predicted(self) -> list[tuple[int, ...]]:
         return [tuple(self.size(dim) for dim in dims) for dims in self.steps[self.at].made]
 
@@ -98,6 +110,10 @@ def like(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, devic
     return torch.zeros([shape[d] for d in order], dtype=dtype, device=device).permute([order.index(d) for d in range(len(shape))])
 
 
+LAYOUT = {
+    f"aten::{op}"
+    for op in ("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "transpose", "permute", "t", "squeeze", "unsqueeze", "slice")
+}
 RESIZING = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias", "aten::expand"}
 
 
