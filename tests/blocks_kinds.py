@@ -110,7 +110,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, kv: int, dim: int, how: str, fused: bool, sized: bool) -> None:
         super().__init__()
         self.heads, self.kv, self.dim, self.repeats, self.queries, self.keys = heads, kv, dim, heads // kv, heads * dim, kv * dim
-        self.how, self.sized = how, sized
+        self.how, self.sized, self.shared = how, sized, kv < heads
         if fused:
             self.qkv = nn.Linear(width, (heads + 2 * kv) * dim)
         else:
@@ -129,7 +129,7 @@ class Attention(nn.Module):
         return self.out(self.attended(q, k, v).transpose(1, 2).flatten(2))
 
     def every_head(self, x: Tensor) -> Tensor:
-        if self.kv == self.heads:
+        if not self.shared:  # a comparison of sizes could come out otherwise when they are smaller
             return x
         if self.how == "manual":
             n, _, t, _ = x.shape

@@ -17,7 +17,7 @@ from oracles import OVER_KEPT, KeptOnly, masked, mean_over, permuted
 from secateur.structure import Channels
 from secateur.structure.cut import cut
 from secateur.structure.rules import flat, name_of
-from secateur.structure.trace import Whole
+from secateur.structure.trace import Trace, Whole
 from secateur.structure.watch import like_the_trace
 from secateur.surgery.verify import apart
 from secateur.task import call, evaluating
@@ -51,9 +51,9 @@ def approximate_equals_statistics_over_what_is_kept(model: nn.Module, inputs: ob
     with mock.patch.object(structure_of_channels, "gathered", wraps=structure_of_channels.gathered) as gathered:
         results: list[tuple[Channels, np.ndarray]] = []
         gathered.side_effect = lambda *args: results.append(gathered._mock_wraps(*args)) or results[-1]
-        structure_of_channels.channels(model, inputs)
+        structure_of_channels.channels(model, inputs, False, structure_of_channels.ALL_KINDS)
     found, numbers = results[-1]
-    trace = gathered.call_args.args[2]
+    (trace,) = (value for value in gathered.call_args.args if isinstance(value, Trace))
     whole = {name: torch.ones(group.size, dtype=torch.bool) for name, group in found.groups.items()}  # some were frozen afterwards
     gates = found._gates({**whole, **{name: keep[name] for name in structure.groups}}).numpy()
     steps = [step for step in trace.steps if step.op in OVER_KEPT]
