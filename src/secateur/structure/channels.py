@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from .watch import Fault, backward_fails, watch
 KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
 ROLES = {HEAD: "head", WITHIN_HEAD: "head dimension", HIDDEN: "hidden state", EXPERT: "expert"}
 ALL_KINDS = (*KINDS.values(), *ROLES.values())
-USUAL = tuple(kind for kind in ALL_KINDS if kind != "head dimension")  # whole heads, where there are any
+USUAL = tuple(kind for kind in ALL_KINDS if kind != "head dimension")  # of attention whole heads, where they can go
 TRIALS = 2  # of every structure, before it is handed out
 STUBBORN = 8  # a fault that comes back so often will not be cured dimension by dimension
 Index = tuple[Tensor | None, ...]  # per dimension, (factors, indices) numbers of units, 0: none
@@ -188,19 +189,23 @@ def gathered(
     members, names = memberships(places, bucket, len(first))
     through = couplings(trace, bucket, len(first))
 
-    groups, kept_whole, numbers, taken, next_number = {}, {}, np.zeros(labels.size, np.int64), Counter[str](), 1
+    named: dict[str, tuple[Group, np.ndarray]] = {}
     by_group = order[np.argsort(bucket[order], kind="stable")]
     for g, atoms in enumerate(np.split(by_group, np.cumsum(np.bincount(bucket[order], minlength=len(first)))[:-1])):
         atom = atoms[0]
         if labels.reasons[labels.frozen[atom]].startswith(KERNEL):
             continue
-        taken[names[g]] += 1
-        name = names[g] if taken[names[g]] == 1 else f"{names[g]}#{taken[names[g]]}"
+        name = next(n for n in (f"{names[g]}#{i}".removesuffix("#1") for i in count(1)) if n not in named)
         kind = ROLES.get(int(labels.role[atom]), KINDS[int(labels.kind[atom])])
         why = labels.reasons[frozen[atom]] or ("it has one unit" if len(atoms) == 1 else "")
-        if not why and kind not in kinds:
-            why = f"a {kind} is no unit that was asked for (units=)"
         group = Group(name, (len(atoms),), kind, members[g], through[g], labels.reasons[labels.approximate[atom]], why)
+        named[name] = group, atoms
+    groups, kept_whole, numbers, next_number = {}, {}, np.zeros(labels.size, np.int64), 1
+    heads = {member for group, _ in named.values() if group.kind == "head" and not group.frozen for member in group.members}
+    for name, (group, atoms) in named.items():
+        asked = group.kind in kinds or (kinds is USUAL and heads.isdisjoint(group.members))  # where no head can go, what is within can
+        if not group.frozen and not asked:
+            group = replace(group, frozen=f"a {group.kind} is no unit that was asked for (units=)")
         if group.frozen:
             kept_whole[name] = group
         else:

@@ -7,7 +7,9 @@ integers, they are the tuple `sizes_<operator>` of the graph, so that everything
 from __future__ import annotations
 
 import copy
+import dataclasses
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -152,15 +154,20 @@ def as_graph(model: nn.Module, example: object) -> Graph:
     Raises BadInput where `torch.export` cannot capture the model, or the graph computes something else.
     """
     model = twin(model, lambda _, value: value.clone())
+    training = model.training
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about attributes that the run sets, which are the copy's
+            expected = call(model, example)
+            for kind in dataclasses_in((expected, example)):
+                torch.export.register_dataclass(kind)
             program = exported(model, example)
             flat_model = program.module(check_guards=False)
             graph = graph_of(flat_model)
             graph.eval()
-            same = _agree(call(model, example), call(graph, example))
+            same = _agree(expected, call(graph, example))
     except Exception as error:  # whatever the exporter or the user's code raises
         raise BadInput(
             f"The model cannot be exported as a graph: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}. "
@@ -170,7 +177,20 @@ def as_graph(model: nn.Module, example: object) -> Graph:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     if not same:
         raise BadInput("The exported graph computes something else than the model on the example. Prune the model in its own class.")
-    return graph.train(model.training)
+    return graph.train(training)
+
+
+def dataclasses_in(value: object) -> Iterator[type]:
+    """The dataclasses among nested outputs that torch cannot take apart yet."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if type(value) not in pytree.SUPPORTED_NODES:
+            yield type(value)
+        yield from dataclasses_in([getattr(value, field.name) for field in dataclasses.fields(value)])
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from dataclasses_in(item)
+    elif isinstance(value, Mapping):
+        yield from dataclasses_in(list(value.values()))
 
 
 def exported(model: nn.Module, example: object) -> Any:
