@@ -90,13 +90,13 @@ def intro(rows: Sequence[Row], listed: int) -> str:
 
     return (
         f"Written by `python benchmarks/zoo.py`; the raw rows are in `benchmarks/results/reach.json`. {listed} public architectures: all "
-        "classifiers of torchvision, and of every timm module the model with the fewest parameters. Random weights, no scale or bias constant "
-        "as before training, no hint: `secateur.channels(model, example)`, a random half of the units of every group removed.\n\n"
+        "classifiers of torchvision, and of every timm module the model with the fewest parameters. Random weights, no scale or bias "
+        "constant as before training, no hint: `secateur.channels(model, example)`, a random half of the units of every group removed.\n\n"
         "*Runs*: on numbers, forward and backward, every output of its old shape. *Smaller*: 0.7x of the multiplications or less, or as "
         "far as its units allow (no group was kept whole but inputs and outputs). *Equal*: with `exact=True` the smaller and the masked "
         "model agree in float64 to 1e-9 of the largest output, on one image, with uneven halves. Each model in a fresh process with one "
         "thread, both tools after a run on a tiny net. Torch-Pruning: `BasePruner`, magnitude, ratio 0.5, the classifier ignored, 60 s; "
-        "that its result is *right* was not checked.\n\n"
+        "that its result is *right* was not checked. All seconds are of the processor.\n\n"
         f"Commit of the library: {names('commit')}. Seed: {names('seed')}. Machine: {names('machine')}. Rows: {len(rows)}."
     )
 
