@@ -75,6 +75,17 @@ def complex_turn(net: Net, x: Tensor) -> Tensor:
     return net.out(torch.view_as_real(y * y).flatten(-2))
 
 
+def expanded(net: Net, x: Tensor) -> Tensor:
+    """Each key and value head serves as many query heads as it takes."""
+    q, k, v = heads(net, x)
+    k, v = (y[:, :, None].expand(2, net.keys, net.times, 4, net.dim).reshape(2, -1, 4, net.dim) for y in (k, v))
+    return net.out(((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def quarters(net: Net, x: Tensor) -> Tensor:
+    return sum(reader(part) for reader, part in zip(net.readers, net.a(x).chunk(4, -1)))
+
+
 def both_ways(net: Net, x: Tensor) -> Tensor:
     a, b = net.a(x).chunk(2, -1)
     return net.p(a) + net.q(b)
@@ -149,4 +160,10 @@ CASES = [
     Case("sampled by a grid", lambda: Net(lambda n, x: n.out(F.grid_sample(n.a(x), F.affine_grid(x.new_tensor([[[0.5, 0.0, 0.1], [0.0, 0.5, 0.0]]] * 2), (2, 3, 4, 4), align_corners=False), align_corners=False)), a=conv(3, 6), out=conv(6, 2)), image(), {"a": 6}),
     Case("pooled and back", lambda: Net(lambda n, x: n.out(F.max_unpool2d(*F.max_pool2d(n.a(x), 2, return_indices=True), 2)), a=conv(3, 6), out=conv(6, 2)), image(), {"a": 6}),
     Case("copied into another's place", lambda: Net(lambda n, x: n.out(n.b(x).copy_(n.a(x)) + n.c(x)), a=linear(5, 6), b=linear(5, 6), c=linear(5, 6), out=linear(6, 2)), series(), {"a": 6}),
+    Case("keys expanded to the queries' heads", lambda: Net(expanded, q=linear(5, 12), k=linear(5, 6), v=linear(5, 6), out=linear(12, 2), keys=2, times=2, dim=3), series(), {"q": 2, "q#2": 2}),
+    Case("quarters with a reader each", lambda: Net(quarters, a=linear(5, 12), readers=nn.ModuleList(linear(3, 2) for _ in range(4))), series(), {"a": 3}),
+    Case("laid out anew", lambda: Net(lambda n, x: n.out((y := n.a(x)).as_strided(y.size(), y.stride())), a=linear(5, 6), out=linear(6, 2)), series(), {"a": 6}),
+    Case("transposed once", lambda: Net(lambda n, x: n.out(n.a(x).transpose(1, 2)), a=linear(5, 6), out=linear(6, 2)), lambda: torch.randn(2, 3, 4, 5), {"a": 6}),
+    Case("weight norm over what it reads", lambda: nn.Sequential(linear(5, 6), nn.ReLU(), weight_norm(linear(6, 4)), nn.ReLU(), linear(4, 2)), series(), {"0": 6, "2.bias": 4}, approximate=("0",)),
+    Case("its own loss", lambda: Net(lambda n, x: F.cross_entropy(n.out(n.a(x).relu()), torch.tensor([0, 1], device=x.device)), a=linear(5, 6), out=linear(6, 3)), lambda: torch.randn(2, 5), {"a": 6}),
 ]  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ Kept = Mapping[str, "tuple[Tensor | None, ...]"]
 def twin(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A deep copy whose parameters and buffers are `replace(name, tensor)`: each is copied once, and ties stay ties."""
     memo: dict[int, object] = {}
-    plain = [module for module in model.modules() if reduced(module)]
+    memo.update({id(module): module for module in sys.modules.values()})  # a layer may hold one, which cannot be copied
+    plain = [module for _, module in modules_in(model) if reduced(module)]
     for module in plain:
         memo[id(module)] = object.__new__(type(module))
     for module in model.modules():
@@ -31,6 +33,24 @@ def twin(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Modul
     for module in plain:
         memo[id(module)].__dict__.update({key: copy.deepcopy(value, memo) for key, value in vars(module).items()})
     return copy.deepcopy(model, memo)
+
+
+def modules_in(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules by their paths, those in plain lists and dicts included (PyTorch itself does not look there, Keras puts its layers there)."""
+    named = dict(model.named_modules())
+    yield from named.items()
+    seen = {id(module) for module in named.values()}
+    todo: list[tuple[str, object]] = list(named.items())
+    while todo:
+        path, value = todo.pop()
+        items = vars(value) if isinstance(value, nn.Module) else value
+        for key, item in items.items() if isinstance(items, dict) else enumerate(items):  # type: ignore[arg-type, var-annotated]
+            if isinstance(item, (nn.Module, list, tuple, dict)) and id(item) not in seen and "." not in str(key) and key != "_modules":
+                seen.add(id(item))
+                where = f"{path}.{key}" if path else str(key)
+                todo.append((where, item))
+                if isinstance(item, nn.Module):
+                    yield where, item
 
 
 def reduced(module: nn.Module) -> bool:
@@ -62,7 +82,14 @@ def holder(model: nn.Module, where: str) -> tuple[object, str]:
     *path, attribute = where.split(".")
     here: object = model
     for part in path:
-        here = here._modules[part] if isinstance(here, nn.Module) and part in here._modules else vars(here)[part]
+        if isinstance(here, nn.Module) and part in here._modules:
+            here = here._modules[part]
+        elif isinstance(here, (list, tuple)):
+            here = here[int(part)]
+        elif isinstance(here, dict):
+            here = next(value for key, value in here.items() if str(key) == part)
+        else:
+            here = vars(here)[part]
     return here, attribute
 
 
@@ -70,7 +97,7 @@ def attribute_of(model: nn.Module, where: str) -> object:
     """The value of an attribute; None where there is none of that name."""
     try:
         here, name = holder(model, where)
-    except (KeyError, TypeError):
+    except (KeyError, IndexError, TypeError, ValueError, StopIteration):
         return None
     return getattr(here, name, None)
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from .cut import modules_in
 from .rules import flat
 
 Attribute: TypeAlias = "tuple[str, int | None]"  # ("blocks.0.norm.normalized_shape", 0): the first number of that tuple
@@ -80,7 +81,7 @@ class Origin:
 def remember(model: nn.Module) -> None:
     """Replace the modules' integers (and tuples and lists of them) by remembering ones, in place."""
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in modules_in(model):
         for name, value in list(vars(module).items()):
             if name.startswith("_") or name == "training":
                 continue

@@ -334,7 +334,16 @@ class Whole(TorchFunctionMode):
         one = WHOLE.get(func)
         if one is ATEN.einsum.default and not isinstance(args[-1], (tuple, list)):
             args = (args[0], args[1:])
-        return func(*args, **(kwargs or {})) if one is None else self.step(one, args, kwargs or {})
+        return func(*args, **(kwargs or {})) if one is None else self.step(one, *in_order(one, args, kwargs or {}))
+
+
+def in_order(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments given by name in their places, as far as all before them are given."""
+    for argument in op._schema.arguments[len(args) :] if kwargs else ():
+        if argument.kwarg_only or argument.name not in kwargs:
+            break
+        args = (*args, kwargs[argument.name])
+    return args, {name: value for name, value in kwargs.items() if name not in [a.name for a in op._schema.arguments[: len(args)]]}
 
 
 class SizesSeen(Whole):
