@@ -165,5 +165,7 @@ CASES = [
     Case("laid out anew", lambda: Net(lambda n, x: n.out((y := n.a(x)).as_strided(y.size(), y.stride())), a=linear(5, 6), out=linear(6, 2)), series(), {"a": 6}),
     Case("transposed once", lambda: Net(lambda n, x: n.out(n.a(x).transpose(1, 2)), a=linear(5, 6), out=linear(6, 2)), lambda: torch.randn(2, 3, 4, 5), {"a": 6}),
     Case("weight norm over what it reads", lambda: nn.Sequential(linear(5, 6), nn.ReLU(), weight_norm(linear(6, 4)), nn.ReLU(), linear(4, 2)), series(), {"0": 6, "2.bias": 4}, approximate=("0",)),
+    Case("weight norm of a convolution over what it reads", lambda: nn.Sequential(conv(3, 6), nn.ReLU(), weight_norm(conv(6, 4)), nn.ReLU(), conv(4, 2)), image(), {"0": 6, "2.bias": 4}, approximate=("0",)),
+    Case("pictures laid out anew", lambda: Net(lambda n, x: n.out((y := n.a(x)).as_strided(y.size(), y.stride())), a=conv(3, 6), out=conv(6, 2)), image(), {"a": 6}),
     Case("its own loss", lambda: Net(lambda n, x: F.cross_entropy(n.out(n.a(x).relu()), torch.tensor([0, 1], device=x.device)), a=linear(5, 6), out=linear(6, 3)), lambda: torch.randn(2, 5), {"a": 6}),
 ]  # fmt: skip

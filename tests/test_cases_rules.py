@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 import laws
@@ -10,8 +13,10 @@ from cases import Case
 from cases_rules import CASES
 from oracles import random_keep
 from secateur.structure import channels
+from secateur.structure.rules import RULES
 from secateur.surgery import unequal
 
+ROOT = Path(__file__).parents[1]
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -39,3 +44,23 @@ def test_all_laws_hold(case: Case):
     laws.reduce_is_the_derivative_of_expand(structure)
     laws.order_does_not_matter(model, inputs, structure)
     laws.never_emptied(model, inputs, structure)
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are not part of an installed package")
+def test_a_broken_rule_is_noticed():
+    sys.path.append(str(ROOT / "benchmarks"))
+    import mutations
+
+    broken = {
+        "halves with a reader each": ("aten::split", "unite 1"),
+        "flipped channels": ("aten::flip", "reversed 2"),
+        "bags": ("aten::_embedding_bag", "freeze 1"),
+        "root mean square norm": ("aten::rms_norm", "approximates 1"),
+    }
+    for case in CASES:
+        if case.name in broken:
+            name, mutation = broken[case.name]
+            trial = mutations.of_case(case)
+            trial.seen = {RULES[name]: {mutation: 1}}
+            assert trial.killed() == ""
+            assert mutations.fate(RULES[name], mutation, [trial]), case.name

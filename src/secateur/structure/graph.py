@@ -241,13 +241,14 @@ def _inline(
 ) -> object:
     """Turn the nodes of `source` into ours, those of parts under a switch in their place; returns what it returns."""
     result: object = None
+    known = {memory(value): name for name, value in [*source.named_buffers(), *source.named_parameters()]}  # some models use them unseen
     for node in source.graph.nodes:
         name = prefix + node.name
         if node.op == "placeholder":
             names[node] = given.get(node.name, Value(name))
         elif node.op == "get_attr":
             value = _state(source, node.target)
-            names[node] = value if isinstance(value, torch.fx.GraphModule) else State(node.target)
+            names[node] = value if isinstance(value, torch.fx.GraphModule) else State(known.get(memory(value), node.target))
         elif node.op == "output":
             result = _mapped(node.args[0], names, None)
         elif node.op == "call_function" and getattr(node.target, "__name__", "") in REGIONS:
@@ -273,6 +274,11 @@ def _inline(
         else:
             raise ValueError(f"a node of kind {node.op} ({node.target})")
     return result
+
+
+def memory(value: object) -> object:
+    """Equal for tensors that are the same memory."""
+    return (value.data_ptr(), value.shape, value.stride()) if isinstance(value, Tensor) and not value.is_meta and value.numel() else id(value)
 
 
 def _mapped(arg: object, names: Mapping[torch.fx.Node, object], sizes: list[int] | None) -> object:
