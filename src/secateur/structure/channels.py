@@ -153,13 +153,13 @@ def channels(model: nn.Module, example: object, exact: bool = False, units: Coll
     kinds = USUAL if units is None else units
     if unknown := set(kinds) - set(ALL_KINDS):
         raise BadInput(f"There is no kind of unit {sorted(unknown)[0]!r}. Choose among {', '.join(ALL_KINDS)}.")
-    trace, dense, inputs = traced(model, example)
+    trace, on_meta, inputs = traced(model, example)
     stops = Counter[Fault]()
     while True:
         structure, numbers = gathered(model, trace, macs_per_element(trace, inputs), exact, kinds)
-        faults = trial(structure, dense, inputs, trace, numbers)
+        faults = trial(structure, model, on_meta, inputs, trace, numbers)
         if not faults:
-            return structure
+            return replace(structure, digest=digest_of(model))
         stops[faults[-1]] += 1
         for dims, why in [culprits(trace, fault) for fault in faults] if stops[faults[-1]] < STUBBORN else [rest(trace, faults[-1])]:
             for dim in dims:
@@ -225,7 +225,7 @@ def gathered(
         numel={name: value.numel() for name, value in parameters.items()},
         itemsize={name: value.element_size() for name, value in parameters.items()},
         uses=uses,
-        shapes=shapes_of(model), digest=digest_of(model),
+        shapes=shapes_of(model), digest="",
         index={name: tuple(units(dim) for dim in dims) for name, dims in tensors.items()},
         attributes=attributes,
         originals={where: attribute_of(model, where) for where, _ in attributes},
@@ -299,20 +299,22 @@ def couplings(trace: Trace, bucket: np.ndarray, n: int) -> list[tuple[str, ...]]
     return [tuple(each) for each in through]
 
 
-def trial(structure: Channels, dense: nn.Module, inputs: object, trace: Trace, numbers: np.ndarray) -> list[Fault]:
-    """Remove part of every group from the copy and run it, forward and backward: the operators that do not make what their labels say."""
+def trial(
+    structure: Channels, model: nn.Module, on_meta: bool, inputs: object, trace: Trace, numbers: np.ndarray
+) -> list[Fault]:
+    """Remove part of every group from a copy and run it, forward and backward: the operators that do not make what their labels say."""
     once = Once(trace.labels)
     units = {id(dim): numbers[once(dim)] for step in trace.steps for dims in step.made for dim in dims}
     for seed in range(TRIALS):
         keep = uneven(structure, seed)
         gates = structure._gates(keep).numpy()
-        small = cut(dense, structure.kept(keep), structure.sizes(keep))
+        small = cut(model, structure.kept(keep), structure.sizes(keep), on_meta)
         size = lambda dim, gates=gates: int(gates[units[id(dim)]].all(0).sum())
         last = seed == TRIALS - 1
         faults = watch(small, inputs, trace.steps, size, backward=last)
         if faults and last:
             faults = watch(small, inputs, trace.steps, size)
-            if not faults and (error := backward_fails(small, inputs)) and not backward_fails(dense, inputs):
+            if not faults and (error := backward_fails(small, inputs)) and not backward_fails(cut(model, {}, {}, on_meta), inputs):
                 faults = [Fault(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")]
         if faults:
             return faults

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..task import each
 
+ATOMS = {int, float, bool, str, type(None), torch.dtype, torch.device}
 Kept = Mapping[str, "tuple[Tensor | None, ...]"]
 
 
@@ -20,7 +22,7 @@ def twin(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Modul
     """A deep copy whose parameters and buffers are `replace(name, tensor)`: each is copied once, and ties stay ties."""
     memo: dict[int, object] = {}
     memo.update({id(module): module for module in sys.modules.values()})  # a layer may hold one, which cannot be copied
-    plain = [module for _, module in modules_in(model) if reduced(module)]
+    plain = [module for _, module in modules_in(model) if by_attributes(module)]
     for module in plain:
         memo[id(module)] = object.__new__(type(module))
     for module in model.modules():
@@ -31,12 +33,32 @@ def twin(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Modul
         new = replace(name, value.detach())
         memo[id(value)] = type(value)(new, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else new
     for module in plain:
-        memo[id(module)].__dict__.update({key: copy.deepcopy(value, memo) for key, value in vars(module).items()})
-    return copy.deepcopy(model, memo)
+        vars(memo[id(module)]).update({key: copied(value, memo) for key, value in vars(module).items()})
+    return copied(model, memo)  # type: ignore[return-value]
+
+
+def copied(value: object, memo: dict[int, object]) -> object:
+    """A deep copy; at once where that is plain to see, which is nearly everywhere."""
+    if type(value) in ATOMS:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if type(value) is dict and all(type(key) is str or type(key) is int for key in value):
+        new: dict[object, object] = {}
+        memo[id(value)] = new
+        new.update((key, copied(item, memo)) for key, item in value.items())
+        return new
+    if type(value) is OrderedDict and not value:
+        return OrderedDict()
+    if type(value) is tuple and all(type(item) in ATOMS for item in value):
+        return value
+    if type(value) is set and all(type(item) in ATOMS for item in value):
+        return set(value)
+    return copy.deepcopy(value, memo)
 
 
 def modules_in(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules by their paths, those in plain lists and dicts included (PyTorch itself does not look there, Keras puts its layers there)."""
+    """The modules by their paths, those in plain lists and dicts included: PyTorch does not look there, Keras puts its layers there."""
     named = dict(model.named_modules())
     yield from named.items()
     seen = {id(module) for module in named.values()}
@@ -44,8 +66,10 @@ def modules_in(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     while todo:
         path, value = todo.pop()
         items = vars(value) if isinstance(value, nn.Module) else value
-        for key, item in items.items() if isinstance(items, dict) else enumerate(items):  # type: ignore[arg-type, var-annotated]
-            if isinstance(item, (nn.Module, list, tuple, dict)) and id(item) not in seen and "." not in str(key) and key != "_modules":
+        for key, item in items.items() if isinstance(items, dict) else enumerate(items):  # type: ignore[arg-type]
+            if type(item) in ATOMS or (key in OWN and items is not value):
+                continue
+            if isinstance(item, (nn.Module, list, tuple, dict)) and id(item) not in seen and "." not in str(key):
                 seen.add(id(item))
                 where = f"{path}.{key}" if path else str(key)
                 todo.append((where, item))
@@ -53,17 +77,25 @@ def modules_in(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                     yield where, item
 
 
-def reduced(module: nn.Module) -> bool:
-    """Whether the class copies its objects from a description (Keras does): their tensors would be others, and are wanted here."""
+OWN = vars(nn.Module()).keys()  # what every module has: parameters, buffers, modules, hooks
+
+
+def by_attributes(module: nn.Module) -> bool:
+    """Whether the module is copied attribute by attribute: fast, and in classes that copy from a description (Keras's) it keeps tensors."""
     kind = type(module)
-    return kind.__reduce__ is not object.__reduce__ and not hasattr(kind, "__deepcopy__")
+    return not hasattr(kind, "__deepcopy__") and (kind.__setstate__ is nn.Module.__setstate__ or kind.__reduce__ is not object.__reduce__)
 
 
-def cut(model: nn.Module, kept: Kept, sizes: Mapping[str, int | tuple[int, ...]]) -> nn.Module:
-    """A smaller copy of `model`: `kept` indices of each dimension (None: all), attributes set to `sizes`."""
+def cut(model: nn.Module, kept: Kept, sizes: Mapping[str, int | tuple[int, ...]], shapes_only: bool = False) -> nn.Module:
+    """A smaller copy of `model`: `kept` indices of each dimension (None: all), attributes set to `sizes`. Without values on request."""
 
     def part(name: str, value: Tensor) -> Tensor:
         indices = [*enumerate(kept.get(name, ()))]
+        if shapes_only:
+            shape = list(value.shape)
+            for dim, index in indices:
+                shape[dim] = shape[dim] if index is None else len(index)
+            return torch.empty(shape, dtype=value.dtype, device="meta") if shape != list(value.shape) else without_values(value)
         for dim, index in indices:
             if index is not None:
                 value = value.index_select(dim, index.to(value.device))
@@ -152,6 +184,10 @@ def owned(module: nn.Module) -> dict[str, tuple[str, int] | None]:
             return {"input_size": ("weight_ih_l0", 1), "hidden_size": None, "proj_size": ("weight_hr_l0", 0)}  # it must stay the smaller
         return {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}
     return {}
+
+
+def without_values(value: Tensor) -> Tensor:
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def to_meta(value: object) -> object:

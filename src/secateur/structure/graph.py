@@ -278,7 +278,9 @@ def _inline(
 
 def memory(value: object) -> object:
     """Equal for tensors that are the same memory."""
-    return (value.data_ptr(), value.shape, value.stride()) if isinstance(value, Tensor) and not value.is_meta and value.numel() else id(value)
+    if isinstance(value, Tensor) and not value.is_meta and value.numel():
+        return value.data_ptr(), value.shape, value.stride()
+    return id(value)
 
 
 def _mapped(arg: object, names: Mapping[torch.fx.Node, object], sizes: list[int] | None) -> object:

@@ -50,6 +50,7 @@ class Labels:
         self.role = np.zeros(1024, np.int64)
         self.reasons: list[str] = [""]
         self.links: list[tuple[Vector, int]] = []  # labels that an operator united
+        self.pairs = False  # whether any label stands for two
         self.step = -1
         self.place = ""
 
@@ -80,6 +81,9 @@ class Labels:
 
     def resolve(self, dim: Dim) -> Dim:
         """The same dimension in labels that stand for themselves: roots, pairs replaced by their halves, empty rows dropped."""
+        if len(dim) == 1 and not self.pairs:
+            row = self.find(dim[0])
+            return row[None] if row.any() else inert(len(row))
         rows: list[Vector] = []
         todo = list(dim)
         while todo:
@@ -123,6 +127,10 @@ class Labels:
         """Index by index, a and b leave together. Raises ValueError where their lengths differ."""
         if a.shape[1] != b.shape[1]:
             raise ValueError(f"cannot unite {a.shape[1]} with {b.shape[1]} indices")
+        a, b = self.resolve(a), self.resolve(b)
+        if len(a) == 1 and len(b) == 1 and a.all() and b.all():  # nearly always
+            self._union(a[0], b[0])
+            return
         for _ in range(64):  # a substitution may meet a label twice, and is then looked at again
             a, b = _without_common(self.resolve(a), self.resolve(b))
             atoms = np.concatenate([a, b])
@@ -187,6 +195,7 @@ class Labels:
             self.left[pair[nested]], self.right[pair[nested]] = right[nested], deeper[nested]
             right = np.where(nested, pair, right)
         self.left[label], self.right[label] = halves[0], right
+        self.pairs = True
         for array in (self.frozen, self.approximate, self.role):
             for reason in np.unique(array[label][array[label] > 0]):
                 marked = array[label] == reason

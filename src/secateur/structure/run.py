@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..task import call
-from .cut import owned, to_meta, twin
+from .cut import owned, to_meta, twin, without_values
 from .labels import HIDDEN, inert
 from .rules import flat
 from .sizes import remember
@@ -15,27 +15,20 @@ from .trace import SizesSeen, Trace, named_modules_followed
 from .watch import like_the_trace
 
 
-def traced(model: nn.Module, example: object) -> tuple[Trace, nn.Module, object]:
-    """The trace, a copy like the one that was run (which may have kept things from its run) and the example as it was given to it."""
-    on_meta = twin(model, lambda _, value: torch.empty_like(value, device="meta"))
+def traced(model: nn.Module, example: object) -> tuple[Trace, bool, object]:
+    """The trace of a copy, whether that was without values, and the example as it was given to it."""
     try:
-        return run(again(on_meta), to_meta(example)), on_meta, to_meta(example)
+        return run(twin(model, lambda _, value: without_values(value)), to_meta(example)), True, to_meta(example)
     except Exception as meta_failed:  # the model reads a value, mixes devices or does not fit the example: only a real run can tell
-        real = twin(model, lambda _, value: value.clone())
         try:
-            trace = run(again(real), example)
+            trace = run(twin(model, lambda _, value: value.clone()), example)
         except Exception as error:
             raise BadInput(
                 f"The model cannot run on the example: {type(error).__name__}: {first_line(error)}. "
                 "Give an example with the shapes and types of its inputs."
             ) from error
         trace.values_read = trace.values_read or [f"(could not run on the meta device: {first_line(meta_failed)})"]
-        return trace, real, example
-
-
-def again(model: nn.Module) -> nn.Module:
-    """A copy with the same tensors."""
-    return twin(model, lambda _, value: value)
+        return trace, False, example
 
 
 def run(model: nn.Module, example: object) -> Trace:
