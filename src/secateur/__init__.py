@@ -15,7 +15,7 @@ from .schedule import SCHEDULES
 from .scope import SCOPES
 from .select import select
 from .sensitivity import Collector, Sensitivity, measure, merge, read_sensitivity, write_sensitivity
-from .structure import Group, Structure, as_graph, rule, weights
+from .structure import Group, Structure, as_graph, layers, rule, weights
 from .surgery import hold, mask, shrink
 from .table import Table
 from .task import Task
@@ -52,6 +52,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "hold",
+    "layers",
     "load",
     "mask",
     "measure",

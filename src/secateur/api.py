@@ -18,7 +18,7 @@ from .plan import Plan
 from .repair import reestimate
 from .select import select
 from .sensitivity import Sensitivity, measure, merge
-from .structure import Channels, Structure, weights
+from .structure import Channels, Structure, layers, weights
 from .structure import as_graph as graph
 from .structure import channels as traced_channels
 from .surgery import shrink, unequal
@@ -65,7 +65,7 @@ def prune(
 
     example: a tensor, a tuple of arguments or a dict of keyword arguments that the model runs on.
     data: batches to measure on, (inputs, targets) or dicts; loss: `loss(outputs, targets)`, one number or one per sample.
-    structure: "channels" (really smaller) or "weights" (zeros at the old size), or a Structure made before.
+    structure: "channels" or "layers" (really smaller), "weights" (zeros at the old size), or a Structure made before.
     criterion, contexts: how importance is measured, and on which pieces of the data ("batch", "sample", "class").
     local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global.
     amount, of: the fraction to remove of "units", "parameters", "macs" or "bytes"; or threshold: remove all units scored below.
@@ -114,6 +114,7 @@ def structure_of(
 
 STRUCTURES: dict[str, Callable[[nn.Module, object, bool, Collection[str] | None], Structure]] = {
     "channels": channels,
+    "layers": lambda model, example, exact, units: layers(model, example, exact),
     "weights": lambda model, example, exact, units: weights(model, example),
 }
 

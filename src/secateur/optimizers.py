@@ -29,6 +29,9 @@ def rebind(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, pla
     names = {id(value): name for name, value in old_model.named_parameters()}
     new = dict(new_model.named_parameters(remove_duplicate=False))
 
+    def stays(parameter: Tensor) -> bool:
+        return id(parameter) not in names or names[id(parameter)] in new or not plan.gone(names[id(parameter)])
+
     def counterpart(parameter: Tensor) -> Tensor:
         name = names.get(id(parameter))
         if name is not None and name not in new:
@@ -42,9 +45,9 @@ def rebind(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, pla
     for key, value in vars(optimizer).items():
         if key not in vars(result) and not hasattr(type(optimizer), key):  # a scheduler puts a `step` there that is bound to the old one
             setattr(result, key, value)
-    result.param_groups = [{**group, "params": [counterpart(p) for p in group["params"]]} for group in optimizer.param_groups]
+    result.param_groups = [{**group, "params": [counterpart(p) for p in group["params"] if stays(p)]} for group in optimizer.param_groups]
     result.state = type(optimizer.state)(optimizer.state.default_factory)
-    for parameter, state in optimizer.state.items():
+    for parameter, state in ((p, s) for p, s in optimizer.state.items() if stays(p)):
         name, successor = names.get(id(parameter)), counterpart(parameter)
         result.state[successor] = {
             key: _cut(value, key, name, parameter, successor, plan, kept) if isinstance(value, Tensor) else copy.copy(value)

@@ -18,7 +18,7 @@ Kept = dict[str, tuple[Tensor | None, ...]]  # parameter or buffer -> kept indic
 class Plan:
     """What is kept of a model, in terms of units and in terms of tensors; enough to mask or shrink it without tracing it again.
 
-    structure: "channels" or "weights".
+    structure: "channels", "layers" or "weights".
     keep: group -> one bool per unit (for "weights", parameter -> a mask of its shape).
     kept: parameter or buffer -> sorted kept indices of each dimension, None where all are kept ({} for "weights").
     sizes: "module.attribute" -> the value it gets in the smaller model.
@@ -28,6 +28,7 @@ class Plan:
     made: how it was made: criterion, contexts, local, amount, of, scope, threshold, seed, ... (JSON values).
     approximate, frozen: group -> why.
     divided: (parameter, dimension) that a mask leaves alone, since the model divides it by its own norm.
+    skipped: paths of the modules that leave whole (for "layers").
     """
 
     structure: str
@@ -41,6 +42,11 @@ class Plan:
     approximate: dict[str, str] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)
     divided: tuple[tuple[str, int], ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    def gone(self, name: str) -> bool:
+        """Whether this parameter or buffer leaves with its whole module."""
+        return any(name.startswith(f"{path}.") for path in self.skipped)
 
     def removed(self) -> dict[str, tuple[int, int]]:
         """Group -> (units removed, units in all)."""

@@ -19,7 +19,7 @@ from .plan import Kept, Plan
 
 FORMAT = "secateur-plan"
 VERSION = 1
-STRUCTURES = ("channels", "weights")
+STRUCTURES = ("channels", "layers", "weights")
 SPARE = 1 << 20  # indices and units that any plan may have, however small its weights
 Shapes = dict[str, tuple[int, ...]]
 Ranges = list[tuple[int, int]]
@@ -56,6 +56,7 @@ def encode(plan: Plan, sha256: str) -> str:
         "approximate": plan.approximate,
         "frozen": plan.frozen,
         "divided": plan.divided,
+        "skipped": plan.skipped,
     }
     return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(plain(value), allow_nan=False)}" for key, value in raw.items()) + "\n}\n"
 
@@ -119,6 +120,7 @@ def decode(text: bytes, stored: Shapes, room: int, sha256: str, nonzero: Callabl
         approximate=reasons(raw, "approximate"),
         frozen=reasons(raw, "frozen"),
         divided=tuple(divided_of(pair, shapes) for pair in listed(raw, "divided")),
+        skipped=tuple(skipped_of(path, shapes, stored) for path in listed(raw, "skipped")),
     )
 
 
@@ -165,6 +167,14 @@ def divided_of(pair: object, shapes: Shapes) -> tuple[str, int]:
     if not isinstance(pair, list) or len(pair) != 2 or pair[0] not in shapes or whole(pair[1], "a dimension") >= len(shapes[pair[0]]):
         raise Damage(f'in its "divided", {pair!r} is not a parameter and one of its dimensions')
     return pair[0], pair[1]
+
+
+def skipped_of(path: object, shapes: Shapes, stored: Shapes) -> str:
+    if not isinstance(path, str) or not any(name.startswith(f"{path}.") for name in shapes):
+        raise Damage(f'in its "skipped", {path!r} is no module with parameters')
+    if kept := next((name for name in stored if name.startswith(f"{path}.")), None):
+        raise Damage(f"it skips {path}, but {kept!r} is among the weights")
+    return path
 
 
 def reasons(raw: Mapping[str, object], key: str) -> dict[str, str]:

@@ -92,6 +92,8 @@ def rounds(
         (that is, after which the next one was asked for). A folder of other settings is refused.
     The other arguments are those of `prune`. The model itself stays as it is.
     """
+    if structure == "layers":
+        raise BadInput("Rounds remove channels or weights. Skip layers in one shot: prune(..., structure='layers').")
     shares = list(shares_of(schedule, steps))
     final = fraction(amount)
     settings = {

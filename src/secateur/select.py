@@ -86,6 +86,7 @@ def plan_of(structure: Structure, keep: Keep, made: dict[str, object]) -> Plan:
         approximate={name: group.approximate for name, group in structure.groups.items() if group.approximate},
         frozen={name: group.frozen for name, group in structure.frozen.items()},
         divided=structure.divided,
+        skipped=structure.skipped(keep),
     )
 
 

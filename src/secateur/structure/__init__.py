@@ -2,6 +2,7 @@
 
 from .channels import Channels, channels
 from .graph import Graph, as_graph
+from .layers import Layers, layers
 from .rules import rule
 from .structure import Group, Structure, all_kept, check_prunable, digest_of, shapes_of
 from .weights import Weights, weights
@@ -10,6 +11,7 @@ __all__ = [
     "Channels",
     "Graph",
     "Group",
+    "Layers",
     "Structure",
     "Weights",
     "all_kept",
@@ -17,6 +19,7 @@ __all__ = [
     "channels",
     "check_prunable",
     "digest_of",
+    "layers",
     "rule",
     "shapes_of",
     "weights",

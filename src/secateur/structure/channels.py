@@ -90,6 +90,9 @@ class Channels:
         }
         return {name: line for name, line in lines.items() if any(index is not None for index in line)}
 
+    def skipped(self, keep: Mapping[str, Tensor]) -> tuple[str, ...]:
+        return ()
+
     def sizes(self, keep: Mapping[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
         gates = self._gates(keep)
         changed: dict[str, int | tuple[int, ...]] = {}

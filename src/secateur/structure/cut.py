@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,21 @@ def cut(model: nn.Module, kept: Kept, sizes: Mapping[str, int | tuple[int, ...]]
     for module in small.modules():
         describe(module)
     return small
+
+
+class Skipped(nn.Module):
+    """Stands where a layer was skipped: gives back its first input."""
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return args[0] if args else next(iter(kwargs.values()))
+
+
+def skip(model: nn.Module, paths: Iterable[str]) -> nn.Module:
+    """In place: these modules give back their first input, and lose their parameters."""
+    for path in paths:
+        above, _, name = path.rpartition(".")
+        setattr(model.get_submodule(above), name, Skipped())
+    return model
 
 
 def holder(model: nn.Module, where: str) -> tuple[object, str]:

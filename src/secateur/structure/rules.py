@@ -22,10 +22,13 @@ Dims: TypeAlias = "tuple[Dim, ...]"
 Rule = Callable[..., Any]
 
 RULES: dict[str, Rule] = {}
+OPAQUE: dict[str, type] = {}  # classes of modules and autograd functions that are one step, by their names
 
 
 def name_of(op: object) -> str:
     """ "aten::add" for torch.ops.aten.add, torch.ops.aten.add.Tensor and "aten::add"."""
+    if isinstance(op, type):
+        return f"{op.__module__}::{op.__qualname__}"
     if isinstance(op, torch._ops.OpOverload):
         op = op.overloadpacket
     if isinstance(op, torch._ops.OpOverloadPacket):
@@ -34,11 +37,17 @@ def name_of(op: object) -> str:
 
 
 def rule(*ops: object) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the rule of these operators (torch.ops objects, or names like "aten::add" or "mine::op")."""
+    """Register the decorated function as the rule of these operators.
+
+    ops: torch.ops objects, names like "aten::add" or "mine::op", a class of modules (its rule is given the module, then its arguments) or a
+    subclass of torch.autograd.Function. What runs inside a class that has a rule is not looked at.
+    """
 
     def register(function: Rule) -> Rule:
         for op in ops:
             RULES[name_of(op)] = function
+            if isinstance(op, type):
+                OPAQUE[name_of(op)] = op
         return function
 
     return register

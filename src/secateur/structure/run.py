@@ -11,7 +11,7 @@ from .cut import owned, to_meta, twin, without_values
 from .labels import HIDDEN, inert
 from .rules import flat
 from .sizes import remember
-from .trace import SizesSeen, Trace, named_modules_followed
+from .trace import SizesSeen, Trace, named_modules_followed, opaque_as_steps
 from .watch import like_the_trace
 
 
@@ -44,8 +44,9 @@ def run(model: nn.Module, example: object) -> Trace:
             where = f"{path}.{attribute}" if path else attribute
             weight = module._parameters.get(whose[0]) if whose else None  # a parametrised weight is none
             trace.own[where, None] = trace[weight][whose[1]] if whose and weight is not None else None
-    with like_the_trace(model), torch.no_grad(), named_modules_followed(model, trace), SizesSeen(trace), trace:
-        outputs = call(model, example)
+    with like_the_trace(model), torch.no_grad(), named_modules_followed(model, trace):
+        with SizesSeen(trace), trace, opaque_as_steps(model, trace.whole):
+            outputs = call(model, example)
     trace.labels.step, trace.labels.place = -1, ""
     for name, dims in trace.tensors.items():
         if name.rpartition(".")[2].startswith("weight_hh"):  # PyTorch's name for what a recurrent layer multiplies its state by

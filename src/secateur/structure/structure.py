@@ -42,7 +42,7 @@ class Group:
 class Structure(Protocol):
     """A pair of maps, one the derivative of the other, and what is needed to count.
 
-    kind: "weights" or "channels".
+    kind: "weights", "channels" or "layers".
     groups: the groups whose units may be removed, by name.
     frozen: the groups that may not, with the reason.
     numel, itemsize: elements and bytes per element of every parameter, so that a plan can be counted.
@@ -81,6 +81,9 @@ class Structure(Protocol):
 
     def kept(self, keep: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | None, ...]]:
         """Kept indices of every dimension of every parameter and buffer that changes; None for a dimension that does not."""
+
+    def skipped(self, keep: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Paths of the modules that leave whole."""
 
     def sizes(self, keep: Mapping[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
         """New values of the attributes ("module.attribute") that the Python code of the model keeps sizes in."""

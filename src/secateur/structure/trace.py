@@ -22,7 +22,7 @@ from . import rules_layers, rules_reduce, rules_shape
 from .graph import Graph
 from .labels import CHANNEL, Dim, Labels, inert, merge
 from .meta import quick
-from .rules import RULES, Dims, flat, name_of, pointwise
+from .rules import OPAQUE, RULES, Dims, flat, name_of, pointwise
 from .rules_layers import sizes_by_letter
 from .sizes import Attribute, Origin, Remembered, origins_of
 
@@ -207,6 +207,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def whole(self, func: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Run a call as one step, whatever operators it is made of."""
+        if self.within:
+            return func(*args, **kwargs)
         self.within = True
         try:
             out = func(*args, **kwargs)
@@ -218,6 +220,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def step(self, func: Any, args: tuple[object, ...], kwargs: dict[str, object], out: object) -> None:
         self.op = name_of(func)
         inputs = [value for value in flat((args, kwargs)) if isinstance(value, Tensor)]
+        if args and isinstance(args[0], nn.Module):
+            inputs += [*args[0].parameters(), *args[0].buffers()]
         outputs = [value for value in flat(out) if isinstance(value, Tensor)]
         self.used.update(map(id, inputs))
         place = self.place()
@@ -245,7 +249,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.count(outputs[0].numel() * inputs[0].shape[-1], sources)
         elif self.op == "aten::einsum":
             self.count(math.prod(sizes_by_letter(args[0], inputs).values()), sources)  # type: ignore[arg-type]
-        elif func.overloadpacket in flop_registry:
+        elif getattr(func, "overloadpacket", None) in flop_registry:
             self.count(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) / 2, sources)
         else:
             self.descend(sources, outputs)
@@ -361,6 +365,42 @@ class SizesSeen(Whole):
             return super().__torch_function__(func, types, args, kwargs)
         finally:
             self.trace.origins = []
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A module or an autograd function as one operator."""
+
+    name: str
+    function: Callable[..., object]
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        return self.function(*args, **kwargs)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@contextmanager
+def opaque_as_steps(model: nn.Module, step: Callable[[Any, tuple[Any, ...], dict[str, Any]], object]) -> Iterator[None]:
+    """While the model runs, modules and autograd functions whose classes have a rule are handed to `step` whole."""
+    undo: list[tuple[object, str]] = []
+    for name, kind in OPAQUE.items():
+        if name in RULES and issubclass(kind, torch.autograd.Function):
+            one = Opaque(name, kind.apply)
+            setattr(kind, "apply", lambda *args, one=one: step(one, args, {}))  # noqa: B010 (mypy)
+            undo.append((kind, "apply"))
+    for module in model.modules() if OPAQUE else ():
+        name = name_of(type(module))
+        if name in OPAQUE and name in RULES:
+            one = Opaque(name, lambda module, *args, **kwargs: type(module).forward(module, *args, **kwargs))
+            module.__dict__["forward"] = lambda *args, one=one, module=module, **kwargs: step(one, (module, *args), kwargs)
+            undo.append((module, "forward"))
+    try:
+        yield
+    finally:
+        for where, attribute in undo:
+            delattr(where, attribute)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from ..task import call, evaluating
 from .labels import Dim
 from .meta import Quick
 from .rules import flat, name_of
-from .trace import SILENT, Step, Whole, run
+from .trace import SILENT, Step, Whole, opaque_as_steps, run
 
 FIXED = "its size is fixed in the code and cannot follow:"
 VIEWS = {"view", "reshape", "unflatten", "flatten", "expand"}  # calls that check their sizes before an operator runs, and make one tensor
@@ -52,6 +52,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.step(func, args, kwargs or {})
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> object:
+        if self.within:
+            return func(*args, **kwargs)
         name = name_of(func)
         if not self.aligned(name):
             if name in LAYOUT:
@@ -159,7 +161,7 @@ def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callabl
     mode = Watch(steps, size)
     try:
         with like_the_trace(small), torch.set_grad_enabled(backward):
-            with mode, Refused(mode):
+            with mode, Refused(mode), opaque_as_steps(small, mode.step):
                 outputs = call(small, inputs)
             if backward:
                 differentiate(small, outputs)

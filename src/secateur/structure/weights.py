@@ -41,6 +41,9 @@ class Weights:
     def kept(self, keep: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | None, ...]]:
         return {}
 
+    def skipped(self, keep: Mapping[str, Tensor]) -> tuple[str, ...]:
+        return ()
+
     def sizes(self, keep: Mapping[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
         return {}
 

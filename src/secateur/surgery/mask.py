@@ -15,7 +15,8 @@ def masks(plan: Plan) -> Tree:
     """Parameter -> a bool tensor of its shape, True where the plan keeps it; only parameters of which something is removed."""
     if plan.structure == "weights":
         return {name: mask for name, mask in plan.keep.items() if not mask.all()}
-    return {
+    leaving = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in plan.shapes.items() if plan.gone(name)}
+    return leaving | {
         name: inside(plan.shapes[name], tuple(None if (name, dim) in plan.divided else index for dim, index in enumerate(indices)))
         for name, indices in plan.kept.items()
     }

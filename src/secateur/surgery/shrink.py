@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..plan import Plan, check_fits
-from ..structure.cut import cut
+from ..structure.cut import cut, skip
 from .mask import mask
 
 
@@ -18,4 +18,4 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.structure == "weights":
         return mask(model, plan)
     check_fits(plan.shapes, model)
-    return cut(model, plan.kept, plan.sizes)
+    return skip(cut(model, plan.kept, plan.sizes), plan.skipped)
