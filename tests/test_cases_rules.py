@@ -52,7 +52,7 @@ def test_a_broken_rule_is_noticed():
     import mutations
 
     broken = {
-        "halves with a reader each": ("aten::split", "unite 1"),
+        "halves with a reader each": ("aten::split", "unite 2"),
         "flipped channels": ("aten::flip", "reversed 2"),
         "bags": ("aten::_embedding_bag", "freeze 1"),
         "root mean square norm": ("aten::rms_norm", "approximates 1"),
