@@ -25,7 +25,7 @@ KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
 ROLES = {HEAD: "head", WITHIN_HEAD: "head dimension", HIDDEN: "hidden state", EXPERT: "expert"}
 ALL_KINDS = (*KINDS.values(), *ROLES.values())
 USUAL = tuple(kind for kind in ALL_KINDS if kind != "head dimension")  # of attention whole heads, where they can go
-TRIALS = 2  # of every structure, before it is handed out
+TRIALS = 1  # of every structure; the comparison of numbers is another one, with other units
 STUBBORN = 8  # a fault that comes back so often will not be cured dimension by dimension
 Index = tuple[Tensor | None, ...]  # per dimension, (factors, indices) numbers of units, 0: none
 

@@ -160,8 +160,8 @@ class Labels:
     def _union(self, a: Vector, b: Vector) -> None:
         """Whole vectors at once; a pair that lost the race for a parent is linked in the next turn."""
         a, b = self.find(a), self.find(b)
-        if (a != b).any() and self.step >= 0:
-            self.links.append((np.unique(np.concatenate([a, b])), self.step))
+        if self.step >= 0 and (a != b).any():
+            self.links.append((np.minimum(a, b), self.step))
         while True:
             apart = a != b
             if not apart.any():

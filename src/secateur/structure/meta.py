@@ -75,6 +75,21 @@ def batch_norm_backward(g: Tensor, x: Tensor, w: Tensor | None, *args: Any) -> A
     return like(x), empty(x, x.shape[1:2]), empty(x, x.shape[1:2])
 
 
+def convolution(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], transposed: bool,
+    output_padding: Sequence[int], groups: int,
+) -> Any:  # fmt: skip
+    """Only the plain case: sizes that fit, and memory in the usual order."""
+    if transposed or x.dim() != w.dim() or not x.is_contiguous() or not w.is_contiguous() or x.shape[1] != w.shape[1] * groups:
+        return None
+    if w.shape[0] % groups or (b is not None and b.shape != w.shape[:1]) or 0 in x.shape or x.dtype != w.dtype:
+        return None
+    n = x.dim() - 2
+    steps = [list(value) * (n if len(value) == 1 else 1) for value in (stride, padding, dilation)]
+    sizes = [(a + 2 * p - d * (k - 1) - 1) // s + 1 for a, k, s, p, d in zip(x.shape[2:], w.shape[2:], *steps)]
+    return empty(x, (x.shape[0], w.shape[0], *sizes)) if min(sizes, default=1) > 0 else None
+
+
 def layer_norm(x: Tensor, shape: Sequence[int], w: Tensor | None, b: Tensor | None, *_: object) -> Any:
     fitting = all(tuple(value.shape) == tuple(shape) for value in (w, b) if value is not None)
     if not x.is_contiguous() or tuple(x.shape[-len(shape) :]) != tuple(shape) or not fitting:
@@ -88,6 +103,7 @@ def layer_norm_backward(g: Tensor, x: Tensor, shape: Sequence[int], *_: object) 
 
 
 KNOWN: dict[str, Callable[..., Any]] = {
+    "convolution": convolution,
     "native_batch_norm": batch_norm,
     "_native_batch_norm_legit_no_training": batch_norm,
     "native_batch_norm_backward": batch_norm_backward,

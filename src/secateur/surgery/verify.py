@@ -1,7 +1,7 @@
 """Running is not being right: the shrunk and the masked model are compared on real numbers.
 
-Where a statistic runs over the units (a layer norm), the two differ by design. Such groups are held to another law: with their units in
-another order, in every tensor that has them, the model computes what it did before.
+Every group is held to another law, too: with its units in another order, in every tensor that has them, the model computes what it did
+before. For groups over whose units a statistic runs (a layer norm), where the two models differ by design, it is the only one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DOUBLE: tuple[Convert, float] = (lambda value: value.double() if value.is_floati
 OWN: tuple[Convert, float] = (lambda value: value.clone(), 1e-3)  # for models that insist on a type of their own (x.float() in the code)
 
 
-def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 0) -> dict[str, str]:
+def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 1) -> dict[str, str]:
     """Groups of which removing a part is not the same as zeroing it, with the reason; {} where all is well.
 
-    Groups that the structure calls approximate are permuted instead. All groups are tried at once, one by one only if that fails. A copy
+    Groups that the structure calls approximate are only permuted. All groups are tried at once, one by one only if that fails. A copy
     of the model, its values shaken a little (a layer norm of ones would hide what is in the wrong order), runs in float64, to 1e-9 of the
     largest output, or, if it cannot, as it is, to 1e-3.
     """
@@ -50,7 +50,7 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
             if gap > tolerance:
                 reasons[name] = f"the smaller model {ELSE} (they differ by {gap:.1e} of the largest output)"
         reasons = reasons or {name: f"together with others, the smaller model {ELSE}" for name in parts}
-    others = [name for name in structure.groups if name not in parts]
+    others = [name for name in structure.groups if name not in reasons]
     if others and moved(copy, structure, others, inputs, seed) > tolerance:
         for name in others:
             gap = moved(copy, structure, [name], inputs, seed)
