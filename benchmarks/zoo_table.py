@@ -157,7 +157,7 @@ def both(row: Row) -> float:
 
 def short(models: Sequence[Row]) -> Iterable[str]:
     """What does not pass."""
-    lines = [[row["name"], what] for row in models if (what := "; ".join(wrong(row)))]
+    lines = [[f"{row['where']} {row['name']}", what] for row in models if (what := "; ".join(wrong(row)))]
     if lines:
         yield "## What falls short\n\n" + table(("model", "what"), lines).replace("---: |\n", "--- |\n", 1)
 
@@ -210,7 +210,7 @@ def cells(row: Row) -> list[object]:
     time = seconds(found)
     its = f"{number(tool, 'ratio'):.2f}x" if "ratio" in tool else str(tool.get("fails", tool.get("skipped", "-")))[:60].replace("|", "/")
     return [
-        row["name"], f"{number(row, 'parameters') / 1e6:.1f}", yes(runs(found)), yes(is_small(found)) + f", {smaller}",
+        f"{row['where']} {row['name']}", f"{number(row, 'parameters') / 1e6:.1f}", yes(runs(found)), yes(is_small(found)) + f", {smaller}",
         yes(is_equal(found)) + f", {equal}", WAYS[how(row)], "-" if time is None else f"{time:.2f}",
         f"{number(found, 'check'):.2f}" if "check" in found else "-", its, f"{number(tool, 'seconds'):.2f}" if "seconds" in tool else "-",
         kept_whole(found),
@@ -218,7 +218,8 @@ def cells(row: Row) -> list[object]:
 
 
 def kept_whole(found: Row, most: int = 2) -> str:
-    reasons = list(texts(found, "frozen").items())
+    image = lambda why, units: why.startswith("meets an input") and units <= IMAGE
+    reasons = [(why, of) for why, of in texts(found, "frozen").items() if not image(why, of[1])]
     told = [f"{units} units: {why}" for why, (_, units) in reasons[:most]]
     return "; ".join([*told, *([f"{len(reasons) - most} more reasons"] if len(reasons) > most else [])]).replace("|", "/")
 

@@ -79,10 +79,10 @@ def test_the_page_has_a_line_a_model_the_smallest_first_and_says_what_falls_shor
     ]
     page = zoo_table.page(rows, 3)
     every = page.partition("## Every model")[2]
-    assert every.index("| small |") < every.index("| lost |") < every.index("| large |")
-    assert "300 units: looked up by number by index at a.py:1; 3 units: meets an input" in every
+    assert every.index("| timm small |") < every.index("| timm lost |") < every.index("| timm large |")
+    assert "300 units: looked up by number by index at a.py:1 |" in every and "meets an input" not in every  # the image's own channels
     short = page.partition("## What falls short")[2].partition("## Every model")[0]
-    assert "| small | 0.90x (" in short and "| lost | unfinished after 900 s |" in short and "large" not in short
+    assert "| timm small | 0.90x (" in short and "| timm lost | unfinished after 900 s |" in short and "large" not in short
     assert "abc1234" in page and "a machine" in page and "Seed: 0" in page
     width = {line.count(" | ") for line in every.splitlines() if line.startswith("|")}
     assert len(width) == 1
