@@ -21,7 +21,6 @@ from .errors import BadInput, PlanMismatch, Unreadable
 from .folders import present, replacing, settle, write_text_atomic
 from .plan import Plan, check_fits
 from .plan_json import FORMAT, Damage, Shapes, decode, encode, schema
-from .structure.cut import attribute_of
 
 WEIGHTS, PLAN = "model.safetensors", "plan.json"
 LARGEST = 1 << 28  # bytes of a plan.json that is still read
@@ -66,7 +65,6 @@ def load(folder: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
         raise BadInput(f"build() returned a {type(model).__name__}, not a torch.nn.Module. Return the dense model from it.")
     with opened(folder) as (plan, read, stored):
         check_fits(plan.shapes, model)
-        check_sizes(plan, model)
         small = shrink(model, plan)
         fill(small, stored, read)
     return small
@@ -108,27 +106,6 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and persistent buffers, tied ones once."""
     persistent = model.state_dict(keep_vars=True).keys()
     return {name: value for name, value in [*model.named_parameters(), *model.named_buffers()] if name in persistent}
-
-
-def check_sizes(plan: Plan, model: nn.Module) -> None:
-    """Raises PlanMismatch unless every attribute that the plan sets is a size that the model has, and does not grow."""
-    for where, new in plan.sizes.items():
-        old = attribute_of(model, where)
-        old = tuple(old) if isinstance(old, list) else old
-        news, olds = ((value if isinstance(value, tuple) else (value,)) for value in (new, old))
-        if (
-            type(old) is not type(new)
-            or len(news) != len(olds)
-            or not all(type(b) is int and (a == b or 0 < a < b) for a, b in zip(news, olds))
-        ):
-            raise PlanMismatch(
-                f"The plan sets {where} to {new}, but in this model it is {old}. "
-                + (
-                    "Build the exported graph that it was made for: secateur.as_graph(model, example)."
-                    if plan.made.get("as_graph")
-                    else "Build the same architecture, or make a new plan."
-                )
-            )
 
 
 def fill(model: nn.Module, stored: Shapes, read: Callable[[str], Tensor]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from .errors import PlanMismatch
+from .structure.cut import attribute_of
 from .structure.structure import shapes_of
 from .tree import Keep
 
@@ -87,3 +88,24 @@ def check_fits(shapes: Mapping[str, tuple[int, ...]], model: nn.Module) -> None:
     for name in now:
         if name not in shapes:
             raise PlanMismatch(f"This model has {name}, which the plan does not know. Build the same architecture, or make a new plan.")
+
+
+def check_sizes(plan: Plan, model: nn.Module) -> None:
+    """Raises PlanMismatch unless every attribute that the plan sets is a size that the model has, and does not grow."""
+    for where, new in plan.sizes.items():
+        old = attribute_of(model, where)
+        old = tuple(old) if isinstance(old, list) else old
+        news, olds = ((value if isinstance(value, tuple) else (value,)) for value in (new, old))
+        if (
+            type(old) is not type(new)
+            or len(news) != len(olds)
+            or not all(type(b) is int and (a == b or (0 if isinstance(new, tuple) else 1) <= a < b) for a, b in zip(news, olds))
+        ):
+            raise PlanMismatch(
+                f"The plan sets {where} to {new}, but in this model it is {old}. "
+                + (
+                    "Build the exported graph that it was made for: secateur.as_graph(model, example)."
+                    if plan.made.get("as_graph")
+                    else "Build the same architecture, or make a new plan."
+                )
+            )

@@ -55,7 +55,7 @@ def select(
         raise BadInput(f"multiple= must be a whole number of at least 1, but it is {multiple!r}. Try multiple=8.")
     before = all_kept(structure)
     keep = before if within is None else earlier(within, structure)
-    leaves, cuts = removal(ranked(scores, keep, scope), keep, multiple)
+    leaves, cuts = removal(ranked(scores, keep, scope), keep, {name: group.least for name, group in structure.groups.items()}, multiple)
     last = len(cuts)
     steps = steps_to(leaves, last, fraction(amount), of, structure) if threshold is None else int((cuts < finite(threshold)).sum())
     keep = kept_after(leaves, steps)
@@ -104,12 +104,12 @@ def ranked(scores: Scores, keep: Keep, scope: str | Scope) -> Scores:
     return {name: ranking[name] for name in there}
 
 
-def removal(ranking: Scores, keep: Keep, multiple: int) -> tuple[dict[str, Tensor], Tensor]:
+def removal(ranking: Scores, keep: Keep, least: Mapping[str, int], multiple: int) -> tuple[dict[str, Tensor], Tensor]:
     """The order of removal: for every unit the step at which it leaves (-1: it left earlier), and for every step the score it removes.
 
     Units that have to stay leave at a step beyond the last.
     """
-    parts = [blocks(values, multiple) for values in ranking.values()]
+    parts = [blocks(values, multiple, least[name]) for name, values in ranking.items()]
     marks = torch.cat([mark for _, mark in parts])
     ordered, order = marks.sort(stable=True)
     small = torch.int32 if len(order) < 2**31 else torch.int64  # the bisection reads all of it again and again
@@ -122,17 +122,18 @@ def removal(ranking: Scores, keep: Keep, multiple: int) -> tuple[dict[str, Tenso
     return leaves, ordered[: int(torch.isfinite(ordered).count_nonzero())]
 
 
-def blocks(values: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
-    """The block every unit of a group leaves in, and every block's score: its mean, or infinity for the one that stays.
+def blocks(values: Tensor, multiple: int, least: int = 1) -> tuple[Tensor, Tensor]:
+    """The block every unit of a group leaves in, and every block's score: its mean, or infinity for those that have to stay.
 
     Of n units the lowest n % multiple leave first (where there are any), then `multiple` at a time, until the highest `multiple` are left.
     """
     count = len(values)
-    if count <= multiple:
+    if count <= max(multiple, least):
         return torch.zeros(count, dtype=torch.int64), torch.full((1,), math.inf, dtype=values.dtype)
     if multiple == 1:
         marks = values.clone()
-        marks[count - 1 - int(values.flip(0).argmax())] = math.inf  # an empty layer would cut the network in two
+        stay = values.argsort(stable=True)[count - least :]
+        marks[stay] = math.inf  # an empty layer would cut the network in two
         return torch.arange(count), marks
     order = values.argsort(stable=True)
     block = torch.empty_like(order)
@@ -140,7 +141,7 @@ def blocks(values: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
     sizes = block.bincount()
     means = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, block, values.double()) / sizes
     marks = means.cummax(0).values  # rounding must not turn the order round
-    marks[-1] = math.inf
+    marks[-math.ceil(least / multiple) :] = math.inf
     return block, marks
 
 

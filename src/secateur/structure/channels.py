@@ -176,7 +176,7 @@ def gathered(
     labels = trace.labels
     once = Once(labels)
     tensors = {name: tuple(map(once, dims)) for name, dims in trace.tensors.items()}
-    places = [(name, at, dim) for name, dims in tensors.items() for at, dim in enumerate(dims)]
+    places = [(name, at, labels.resolve(dim, all_factors=True)) for name, dims in trace.tensors.items() for at, dim in enumerate(dims)]
     signature = signatures(labels.size, [*places_of(tensors), *(once(dim) for step in trace.steps for dims in step.made for dim in dims)])
     frozen = labels.frozen[: labels.size].copy()
     if exact:
@@ -194,14 +194,17 @@ def gathered(
 
     named: dict[str, tuple[Group, np.ndarray]] = {}
     by_group = order[np.argsort(bucket[order], kind="stable")]
-    for g, atoms in enumerate(np.split(by_group, np.cumsum(np.bincount(bucket[order], minlength=len(first)))[:-1])):
+    parts = np.split(by_group, np.cumsum(np.bincount(bucket[order], minlength=len(first)))[:-1]) if len(order) else []
+    for g, atoms in sorted(enumerate(parts), key=lambda part: frozen[part[1][0]] > 0):  # what may leave is named first
         atom = atoms[0]
-        if labels.reasons[labels.frozen[atom]].startswith(KERNEL):
+        if labels.reasons[labels.frozen[atom]].startswith(KERNEL) or (frozen[atom] and labels.kind[atom] and len(atoms) == 1):
             continue
         name = next(n for n in (f"{names[g]}#{i}".removesuffix("#1") for i in count(1)) if n not in named)
         kind = ROLES.get(int(labels.role[atom]), KINDS[int(labels.kind[atom])])
+        least = max(1, int(labels.least[atoms].max()))
         why = labels.reasons[frozen[atom]] or ("it has one unit" if len(atoms) == 1 else "")
-        group = Group(name, (len(atoms),), kind, members[g], through[g], labels.reasons[labels.approximate[atom]], why)
+        why = why or (f"all of its {least} units are needed" if least >= len(atoms) else "")
+        group = Group(name, (len(atoms),), kind, members[g], through[g], labels.reasons[labels.approximate[atom]], why, least)
         named[name] = group, atoms
     groups, kept_whole, numbers, next_number = {}, {}, np.zeros(labels.size, np.int64), 1
     heads = {member for group, _ in named.values() if group.kind == "head" and not group.frozen for member in group.members}
@@ -332,7 +335,7 @@ def uneven(structure: Channels, seed: int) -> Keep:
     for name, group in structure.groups.items():
         first = int(torch.randint(group.size - 1, (), generator=generator)) if not seen[group.size] else 0
         seen[group.size] += 1 + first
-        gone = 1 + seen[group.size] % max(1, group.size - 2)  # two units stay where three are: one would be a size that PyTorch broadcasts
+        gone = 1 + seen[group.size] % max(1, group.size - max(2, group.least))  # one left would be a size that PyTorch broadcasts
         keep[name] = torch.randperm(group.size, generator=generator) >= gone
     return keep
 

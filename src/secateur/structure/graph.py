@@ -6,8 +6,10 @@ integers, they are the tuple `sizes_<operator>` of the graph, so that everything
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import io
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -206,7 +208,8 @@ def exported(model: nn.Module, example: object) -> Any:
         for x in {id(x): x for x in flat(given) if isinstance(x, Tensor) and x.dim() and x.shape[0] > 1}.values():
             shapes[x] = {0: torch.export.Dim.AUTO}
         try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if free else None, strict=False)
+            with contextlib.redirect_stderr(io.StringIO()):  # where it fails, it prints the graph that it has so far
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if free else None, strict=False)
         except Exception:
             if not free:
                 raise

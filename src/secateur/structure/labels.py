@@ -47,7 +47,7 @@ class Labels:
         self.size = 1
         self.parent, self.left, self.right, self.kind, self.family = (np.zeros(1024, np.int64) for _ in range(5))
         self.frozen, self.approximate = np.zeros(1024, np.int64), np.zeros(1024, np.int64)  # numbers of reasons, 0: none
-        self.role = np.zeros(1024, np.int64)
+        self.role, self.least = np.zeros(1024, np.int64), np.zeros(1024, np.int64)
         self.reasons: list[str] = [""]
         self.links: list[tuple[Vector, int]] = []  # labels that an operator united
         self.pairs = False  # whether any label stands for two
@@ -59,7 +59,7 @@ class Labels:
     def fresh(self, n: int, kind: int = CHANNEL) -> Dim:
         start, self.size = self.size, self.size + n
         while self.size > len(self.parent):
-            for name in ("parent", "left", "right", "kind", "family", "frozen", "approximate", "role"):
+            for name in ("parent", "left", "right", "kind", "family", "frozen", "approximate", "role", "least"):
                 array = getattr(self, name)
                 setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
         new = np.arange(start, self.size, dtype=np.int64)
@@ -79,8 +79,11 @@ class Labels:
         self.parent[labels] = roots
         return roots
 
-    def resolve(self, dim: Dim) -> Dim:
-        """The same dimension in labels that stand for themselves: roots, pairs replaced by their halves, empty rows dropped."""
+    def resolve(self, dim: Dim, all_factors: bool = False) -> Dim:
+        """The same dimension in labels that stand for themselves: roots, pairs replaced by their halves, empty rows dropped.
+
+        Factors that are frozen beside others that are not decide nothing, and are left out unless all are asked for.
+        """
         if len(dim) == 1 and not self.pairs:
             row = self.find(dim[0])
             return row[None] if row.any() else inert(len(row))
@@ -96,6 +99,8 @@ class Labels:
         if len(rows) < 2:
             return np.stack(rows) if rows else inert(dim.shape[1])
         atoms = np.stack(rows)
+        if all_factors:
+            return atoms
         free = (atoms > 0) & (self.frozen[atoms] == 0)
         atoms[~free & free.any(0)] = 0  # a factor that never leaves decides nothing beside one that may
         return atoms[atoms.any(1)]
@@ -112,6 +117,11 @@ class Labels:
         """What these indices are: heads, say. among: only labels of these kinds."""
         atoms = self.resolve(dim).ravel()
         self.role[atoms[(atoms > 0) & np.isin(self.kind[atoms], among)]] = role
+
+    def needs(self, dim: Dim, least: int) -> None:
+        """So many of these indices have to stay."""
+        atoms = self.resolve(dim).ravel()
+        self.least[atoms[atoms > 0]] = np.maximum(self.least[atoms[atoms > 0]], least)
 
     def _mark(self, mark: str, atoms: Dim, why: str) -> None:
         array = getattr(self, mark)
@@ -167,7 +177,7 @@ class Labels:
             if not apart.any():
                 return
             low, high = np.minimum(a[apart], b[apart]), np.maximum(a[apart], b[apart])
-            for mark in (self.frozen, self.approximate, self.role):
+            for mark in (self.frozen, self.approximate, self.role, self.least):
                 spread = mark[high] > 0
                 mark[low[spread]] = np.where(mark[low[spread]] > 0, mark[low[spread]], mark[high[spread]])
                 mark[high] = np.where(mark[high] > 0, mark[high], mark[low])
@@ -196,7 +206,7 @@ class Labels:
             right = np.where(nested, pair, right)
         self.left[label], self.right[label] = halves[0], right
         self.pairs = True
-        for array in (self.frozen, self.approximate, self.role):
+        for array in (self.frozen, self.approximate, self.role, self.least):
             for reason in np.unique(array[label][array[label] > 0]):
                 marked = array[label] == reason
                 atoms = self.resolve(np.stack([halves[0][marked], right[marked]]))

@@ -91,6 +91,17 @@ def broadcast(t: Trace, out: Tensor, operands: Sequence[Tensor]) -> Dims:
     return tuple(dims)
 
 
+def outer(t: Trace, a: Dims, b: Dims) -> Dims:
+    """Two runs of dimensions broadcast against each other."""
+    n = max(len(a), len(b))
+    dims = []
+    for x, y in zip((inert(1),) * (n - len(a)) + a, (inert(1),) * (n - len(b)) + b):
+        if x.shape[1] == y.shape[1]:
+            t.unite(x, y)
+        dims.append(y if x.shape[1] == 1 else x)
+    return tuple(dims)
+
+
 def reshape(t: Trace, dims: Dims, sizes: Sequence[int]) -> Dims:
     """Labels under a change of shape: the smallest runs of dimensions with equal products are merged, then split again."""
     source, result = list(dims), []

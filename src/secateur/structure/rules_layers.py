@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .labels import HEAD, INNER, KERNEL, OUTER, WITHIN_HEAD, Dim, inert, merge
-from .rules import Dims, broadcast, rule
+from .rules import Dims, broadcast, outer, rule
 from .rules_shape import replaced
 
 if TYPE_CHECKING:
@@ -71,17 +71,6 @@ def attends(t: Trace, a: Tensor, b: Tensor) -> None:
         t.labels.plays(dim, HEAD, [OUTER])
     for dim in (*t[a][-2:], *t[b][-2:]):
         t.labels.plays(dim, WITHIN_HEAD, [INNER])
-
-
-def outer(t: Trace, a: Dims, b: Dims) -> Dims:
-    """Two runs of dimensions broadcast against each other."""
-    n = max(len(a), len(b))
-    dims = []
-    for x, y in zip((inert(1),) * (n - len(a)) + a, (inert(1),) * (n - len(b)) + b):
-        if x.shape[1] == y.shape[1]:
-            t.unite(x, y)
-        dims.append(y if x.shape[1] == 1 else x)
-    return tuple(dims)
 
 
 @rule("scaled_dot_product_attention")

@@ -51,11 +51,6 @@ def pool3d(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object) ->
     return spatial(t, out, x, 3)
 
 
-@rule("adaptive_avg_pool1d", "adaptive_max_pool1d", "avg_pool1d", "max_pool1d", "max_pool1d_with_indices")
-def pool1d(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object) -> object:
-    return spatial(t, out, x, 1)
-
-
 @rule("upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d")
 def upsample1d(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> object:
     return spatial(t, out, x, 1)

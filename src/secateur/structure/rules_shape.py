@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .labels import EXPERT, OUTER, Dim, inert, join, merge
-from .rules import Dims, broadcast, reshape, rule
+from .rules import Dims, broadcast, outer, reshape, rule
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -98,11 +98,6 @@ def repeat(t: Trace, out: Tensor, x: Tensor, times: Sequence[int]) -> Dims:
     return tuple(dim if n == 1 else merge(t.made(n, at, OUTER), dim) for at, (n, dim) in enumerate(zip(times, dims)))
 
 
-@rule("repeat_interleave")
-def repeat_interleave(t: Trace, out: Tensor, x: Tensor, n: int, dim: int = 0, **kwargs: object) -> Dims:
-    return replaced(t[x], dim, merge(t[x][dim], t.made(n, 0, OUTER)))
-
-
 @rule("cat", "concat")
 def cat(t: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> Dims:
     tensors = [x for x in tensors if x.dim() == out.dim()]  # old-style empty tensors are passed over
@@ -152,7 +147,7 @@ def select(t: Trace, out: Tensor, x: Tensor, dim: int, index: int) -> Dims:
 @rule("index_select")
 def index_select(t: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor) -> Dims:
     t.picked(t[x][dim], index)
-    return replaced(t[x], dim, inert(out.shape[dim]))
+    return replaced(t[x], dim, t[index][0] if index.dim() else inert(1))
 
 
 @rule("index")
@@ -165,7 +160,9 @@ def index(t: Trace, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) ->
         t.picked(t[x][d], indices[d])
     rest = [dim for d, dim in enumerate(t[x]) if d not in at]
     first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
-    made = [inert(size) for size in out.shape[first : first + out.dim() - len(rest)]]
+    made: Dims = ()
+    for d in at:
+        made = outer(t, made, t[indices[d]])  # type: ignore[index]
     return (*rest[:first], *made, *rest[first:])
 
 
@@ -242,6 +239,7 @@ def topk(t: Trace, out: Sequence[Tensor], x: Tensor, k: int, dim: int = -1, *arg
     """The largest of what is left. Their positions may pick from what has the same indices (experts from a router)."""
     t.approximates(t[x][dim], "the largest along it are taken")
     t.labels.plays(t[x][dim], EXPERT)
+    t.labels.needs(t[x][dim], k)
     t.point(out[1], t[x][dim])
     dims = replaced(t[x], dim, inert(k))
     return dims, dims

@@ -24,6 +24,7 @@ class Group:
     through: the operators that couple them, with their place in the user's code.
     approximate: why removing a unit is not quite the same as zeroing it (a statistic runs over the dimension), or "".
     frozen: why no unit of it may be removed, or "".
+    least: so many units have to stay: the k largest of them are asked for, say.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Group:
     through: tuple[str, ...] = ()
     approximate: str = ""
     frozen: str = ""
+    least: int = 1
 
     @property
     def size(self) -> int:

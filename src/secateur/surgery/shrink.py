@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..plan import Plan, check_fits
+from ..plan import Plan, check_fits, check_sizes
 from ..structure.cut import cut, skip
 from .mask import mask
 
@@ -18,4 +18,5 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.structure == "weights":
         return mask(model, plan)
     check_fits(plan.shapes, model)
+    check_sizes(plan, model)
     return skip(cut(model, plan.kept, plan.sizes), plan.skipped)
