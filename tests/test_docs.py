@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from secateur.structure.rules import RULES
+import secateur as sc
+from secateur.structure import all_kept
+from secateur.structure.rules import OPAQUE, RULES
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,23 +22,63 @@ def snippets(page: Path) -> list[str]:
 
 
 def test_the_snippets_of_adding_run_and_do_what_the_page_says():
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"__name__": "__main__"}
     torch.manual_seed(0)
+    known, opaque = dict(RULES), dict(OPAQUE)
     try:
         for snippet in snippets(ROOT / "docs/adding.md"):
             exec(compile(snippet, "docs/adding.md", "exec"), names)
     finally:
-        RULES.pop("mine::gate", None)
+        for table, before in ((RULES, known), (OPAQUE, opaque)):
+            for name in set(table) - set(before):
+                del table[name]
     assert "no rule for this operator: by mine::gate" in str(names["frozen"])
     assert names["units"] == 16
+    assert names["without_rule"] == {} and names["with_rule"] == 16
+    assert any(how.startswith("__main__::Scale at ") for how in names["through"])  # type: ignore[attr-defined]
     assert names["pruned"].model[0].weight.shape == (8, 4)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("function", ["snip", "gate"])
+@pytest.mark.parametrize("function", ["snip", "gate", "scale"])
 def test_a_criterion_and_a_rule_are_under_ten_lines(function: str):
     source = next(s for s in snippets(ROOT / "docs/adding.md") if f"def {function}(" in s)
     body = re.search(rf"(?:@.*\n)?def {function}\(.*\n(?:[ \t].*\n|\n)*?(?=\n\n|\Z)", source)
     assert body and len(body.group(0).strip().splitlines()) < 10
+
+
+def test_the_snippets_of_architecture_print_what_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A block without a language is what the snippet before it prints."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    blocks = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "docs/architecture.md").read_text().split("## Labels")[1], re.DOTALL)
+    printed = 0
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, "attention.py", "exec"), names)
+        else:
+            assert capsys.readouterr().out == block
+            printed += 1
+    assert printed == 2
+    pruned, example = names["pruned"], names["example"]
+    assert torch.equal(names["again"].eval()(example), pruned.model.eval()(example))  # type: ignore[attr-defined]
+
+
+def test_the_heads_of_architecture_leave_with_the_rows_that_the_page_says():
+    names: dict[str, object] = {}
+    page = (ROOT / "docs/architecture.md").read_text()
+    exec(compile(next(s for s in snippets(ROOT / "docs/architecture.md") if "class Attention" in s), "attention.py", "exec"), names)
+    structure = sc.channels(names["model"], names["x"], units=["head", "head dimension"])  # type: ignore[arg-type]
+    rows = re.findall(r"^\| `(\w)1`, [^|]*\| ([\d ]+) \| ([\w ]+) \|", page, re.MULTILINE)
+    assert [label for label, *_ in rows] == ["g", "r", "d"] and [group.size for group in structure.groups.values()] == [2, 2, 2]
+    for (_, queries, keys), name in zip(rows, structure.groups):
+        kept = structure.kept(all_kept(structure) | {name: torch.tensor([True, False])})
+        for tensor, dim, said in (("q.weight", 0, queries), ("o.weight", 1, queries), ("k.weight", 0, keys), ("v.weight", 0, keys)):
+            left = set(range(structure.shapes[tensor][dim])) - {int(row) for row in said.split() if row != "none"}
+            stays = kept[tensor][dim] if tensor in kept else None
+            assert left == set(range(structure.shapes[tensor][dim]) if stays is None else stays.tolist()), (name, tensor)
 
 
 def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
