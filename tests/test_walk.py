@@ -26,11 +26,11 @@ def test_all_laws_hold_on_random_nets(description: Description, plan: list[int])
     for exact in (True, False):
         structure = laws.left_alone(model, lambda exact=exact: sc.channels(model, inputs, exact, ALL_KINDS))
         assert isinstance(structure, Channels)
-        assert not net.missing(structure, exact), structure.explain()
+        assert net.sized or not net.missing(structure, exact), structure.explain()  # which of two sizes a number follows may be doubtful
         keep = keep_of(structure, plan)
         if exact:
-            laws.shrunk_equals_masked(model, inputs, structure, keep, 1e-6 if net.sized else laws.CLOSE)
-        elif not net.sized and any(group.approximate for group in structure.groups.values()):
+            laws.shrunk_equals_masked(model, inputs, structure, keep)
+        elif any(group.approximate for group in structure.groups.values()):
             laws.approximate_equals_statistics_over_what_is_kept(model, inputs, structure, keep)
     laws.reduce_is_the_derivative_of_expand(structure)
     laws.order_does_not_matter(model, inputs, structure)

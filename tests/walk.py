@@ -39,7 +39,7 @@ DEEPEST, LONGEST = 2, 4
 class Walk:
     """A net in float64, its inputs, and what is known about its channels.
 
-    sized: a number in it is calculated from a size, which only a comparison of numbers can find.
+    sized: a number in it is calculated from a size.
     """
 
     model: nn.Module

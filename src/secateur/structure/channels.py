@@ -19,7 +19,7 @@ from .run import macs_per_element, traced
 from .sizes import Attribute
 from .structure import Group, digest_of, shapes_of
 from .trace import Trace
-from .watch import Fault, backward_fails, watch
+from .watch import COUNTED, Fault, backward_fails, watch
 
 KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
 ROLES = {HEAD: "head", WITHIN_HEAD: "head dimension", HIDDEN: "hidden state", EXPERT: "expert"}
@@ -310,7 +310,7 @@ def trial(
 ) -> list[Fault]:
     """Remove part of every group from a copy and run it, forward and backward: the operators that do not make what their labels say."""
     once = Once(trace.labels)
-    units = {id(dim): numbers[once(dim)] for step in trace.steps for dims in step.made for dim in dims}
+    units = {id(dim): numbers[once(dim)] for step in trace.steps for dims in (*step.made, step.read) for dim in dims}
     for seed in range(TRIALS):
         keep = uneven(structure, seed)
         gates = structure._gates(keep).numpy()
@@ -348,9 +348,9 @@ def culprits(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:
     def alive(dims: Iterable[Dim]) -> list[Dim]:
         return [dim for dim in map(labels.resolve, dims) if (labels.frozen[dim[dim > 0]] == 0).any()]
 
-    wrong = [labels.resolve(steps[last].made[0][d]) for d in fault.dims]
+    wrong = [labels.resolve((steps[last].read if fault.what == COUNTED else steps[last].made[0])[d]) for d in fault.dims]
     read = np.concatenate([np.zeros(0, np.int64), *(labels.resolve(dim).ravel() for dim in steps[last].read)])
-    added = [np.where(np.isin(dim, read), 0, dim) for dim in wrong]  # by a padding, say
+    added = [np.where(np.isin(dim, read), 0, dim) for dim in wrong if fault.what != COUNTED]  # by a padding, say
     for dims in (added, wrong):
         if found := alive(dims):
             return found, f"{fault.what} {steps[last].name}"

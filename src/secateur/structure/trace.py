@@ -64,6 +64,7 @@ class Step:
     attributes: tuple[Attribute, ...]
     types: tuple[torch.dtype, ...]
     strides: tuple[tuple[int, ...], ...]
+    numbers: tuple[float, ...]  # what the operator calculates with
 
     @property
     def name(self) -> str:
@@ -256,7 +257,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         attributes = tuple(origin.value.attribute for origin in self.origins if origin.value.attribute)
         if self.op not in SILENT:
             types, strides = tuple(x.dtype for x in outputs), tuple(x.stride() for x in outputs)
-            self.steps.append(Step(self.op, place, read, tuple(self[x] for x in outputs), attributes, types, strides))
+            made, numbers = tuple(self[x] for x in outputs), numbers_in(rule, args, kwargs)
+            self.steps.append(Step(self.op, place, read, made, attributes, types, strides, numbers))
 
     def carry(self, func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Positions that are only moved about stay positions; where anything else is done with them, none may change."""
@@ -302,6 +304,12 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The operator's result; without running it where that has no values."""
     made = quick(func, args) if not kwargs else None
     return func(*args, **kwargs) if made is None else made
+
+
+def numbers_in(rule: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
+    """The numbers that an operator calculates with: those of a pointwise one, of others those that are not whole: no sizes."""
+    kinds = (int, float) if rule is pointwise else float
+    return tuple(float(leaf) for leaf in flat((args, kwargs)) if isinstance(leaf, kinds) and not isinstance(leaf, bool))
 
 
 def made_by(result: Any, out: object) -> list[Dims]:

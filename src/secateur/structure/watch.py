@@ -5,6 +5,7 @@ Where an operator differs, the fault is noted and the run goes on with tensors o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from ..task import call, evaluating
 from .labels import Dim
 from .meta import Quick
 from .rules import flat, name_of
-from .trace import SILENT, Step, Whole, opaque_as_steps, run
+from .trace import SILENT, Step, Whole, numbers_in, opaque_as_steps, rule_of, run
 
+COUNTED = "a number that is calculated from its size changes:"
 FIXED = "its size is fixed in the code and cannot follow:"
 VIEWS = {"view", "reshape", "unflatten", "flatten", "expand"}  # calls that check their sizes before an operator runs, and make one tensor
 CHECKED = VIEWS | {"layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm"}
@@ -27,7 +29,10 @@ CHECKED = VIEWS | {"layer_norm", "group_norm", "rms_norm", "batch_norm", "instan
 
 @dataclass(frozen=True)
 class Fault:
-    """A step at which the smaller model leaves the prediction, how, and the dimensions of its first result that are wrong, if known."""
+    """A step at which the smaller model leaves the prediction, how, and which dimensions are at fault, if known.
+
+    dims: of the step's first result; of what it read, if a number is calculated from a size.
+    """
 
     step: int
     what: str
@@ -60,6 +65,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return run(func, args, kwargs)
             raise Differs("the smaller model takes another way before")
         predicted = self.predicted()
+        numbers = numbers_in(rule_of(func), args, kwargs)
+        if numbers != self.steps[self.at].numbers:
+            self.faults.append(Fault(self.at, COUNTED, self.counted(numbers)))
         try:
             self.within = True
             out = run(func, args, kwargs)
@@ -80,6 +88,16 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.fault(wrong(args[1] if name in RESIZING else shapes[0], predicted[0]))
         made = self.instead(predicted, tensors[0].device)
         return made[0] if isinstance(out, Tensor) else type(out)(made) if isinstance(out, (tuple, list)) else out
+
+    def counted(self, numbers: tuple[float, ...]) -> tuple[int, ...]:
+        """The dimension that was read whose size the numbers follow, as it is, its root, or the inverse of either; () if none."""
+        step = self.steps[self.at]
+        for old, new in zip(step.numbers, numbers):
+            for d, dim in reversed([*enumerate(step.read)]):  # nearly always the last
+                grown = self.size(dim) / dim.shape[1] if dim.shape[1] else 1.0
+                if old and new and grown != 1 and any(math.isclose(new / old, grown**p) for p in (1, -1, 0.5, -0.5, 0.25, -0.25)):
+                    return (d,)
+        return ()
 
     def aligned(self, name: str) -> bool:
         """Whether the next step is this operator. Steps of layout may be left out: code may spare itself a repetition by one."""
