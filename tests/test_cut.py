@@ -151,6 +151,9 @@ class Described(nn.Linear):
     def __reduce__(self) -> tuple[type[Described], tuple[int, int]]:
         return Described, (self.in_features, self.out_features)
 
+    def __setstate__(self, state: object) -> None:
+        raise AssertionError("there is no state in a description")
+
 
 def test_modules_that_are_copied_from_a_description_keep_their_tensors_and_what_was_set():
     model = nn.Sequential(Described(4, 3), nn.ReLU(), Described(3, 2))
