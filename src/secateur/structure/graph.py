@@ -90,9 +90,16 @@ class Graph(nn.Module):
     def __init__(self, inputs: tuple[str, ...], nodes: tuple[Node, ...], result: object, specs: tuple[Any, Any]) -> None:
         super().__init__()
         self._inputs, self._nodes, self._result, self._specs = inputs, nodes, result, specs
+        self._shapes: tuple[tuple[int, ...] | None, ...] = (None,) * len(inputs)  # of the inputs; -1: free
 
     def forward(self, *args: object, **kwargs: object) -> object:
         values: dict[str, object] = dict(zip(self._inputs, fx_pytree.tree_flatten_spec((args, kwargs), self._specs[0])))
+        for x, shape in zip(values.values(), self._shapes):
+            if shape is not None and isinstance(x, Tensor) and not _fits(tuple(x.shape), shape):
+                raise BadInput(
+                    f"The graph was exported for inputs of shape {shape} (-1: any), but this one is {tuple(x.shape)}, for which its "
+                    "code might do something else. Export it with an example of this shape."
+                )
         for node in self._nodes:
             given, named = self._given(node, values)
             values[node.name] = node.op(*given, **named)
@@ -111,6 +118,10 @@ class Graph(nn.Module):
         shared = ("_inputs", "_nodes", "_result", "_specs")
         new.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items() if key not in shared})
         return new
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(shape) == len(expected) and all(size in (-1, n) for n, size in zip(shape, expected))
 
 
 def _put(arg: object, values: dict[str, object], sizes: tuple[int, ...], graph: nn.Module) -> object:
@@ -166,9 +177,10 @@ def as_graph(model: nn.Module, example: object) -> Graph:
             for kind in dataclasses_in((expected, example)):
                 torch.export.register_dataclass(kind)
             program = exported(model, example)
-            flat_model = program.module(check_guards=False)
-            graph = graph_of(flat_model)
-            graph.eval()
+            graph = graph_of(program.module(check_guards=False)).eval()
+            leaves = fx_pytree.tree_flatten_spec(arguments(example), graph._specs[0])
+            shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else None for leaf in leaves]
+            graph._shapes = tuple((-1, *shape[1:]) if shape else shape for shape in shapes)
             same = _agree(expected, call(graph, example))
     except Exception as error:  # whatever the exporter or the user's code raises
         raise BadInput(

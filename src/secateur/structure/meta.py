@@ -24,6 +24,8 @@ def quick(func: Any, args: tuple[Any, ...]) -> Any:
     if not args or not isinstance(args[0], Tensor) or not args[0].is_meta:
         return None
     name = name_of(func).removeprefix("aten::")
+    if name[:-1] in ALIKE and name[-1] == "_":
+        return args[0] if alike(args) is not None and not args[0].requires_grad else None
     if name in ALIKE and "out" not in func._overloadname:
         return alike(args)
     known = KNOWN.get(name)
@@ -102,8 +104,29 @@ def layer_norm_backward(g: Tensor, x: Tensor, shape: Sequence[int], *_: object) 
     return empty(x, x.shape), empty(x, shape), empty(x, shape)
 
 
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Any:
+    if recorded(x, w) or w.dim() != 2 or x.shape[-1:] != w.shape[1:] or (b is not None and b.shape != w.shape[:1]) or x.dtype != w.dtype:
+        return None
+    return empty(x, (*x.shape[:-1], w.shape[0]))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *_: object) -> Any:
+    """The output is (..., l, f), with l and f next to each other in memory, as the plain kernel makes it."""
+    same = q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
+    if recorded(q, k, v) or not same or mask is not None:
+        return None
+    return empty(q, (*q.shape[:-1], v.shape[-1]))
+
+
+def recorded(*tensors: Tensor) -> bool:
+    """Whether autograd watches: a call of several operators must then really run."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 KNOWN: dict[str, Callable[..., Any]] = {
     "convolution": convolution,
+    "linear": linear,
+    "scaled_dot_product_attention": attention,
     "native_batch_norm": batch_norm,
     "_native_batch_norm_legit_no_training": batch_norm,
     "native_batch_norm_backward": batch_norm_backward,

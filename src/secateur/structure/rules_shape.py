@@ -86,8 +86,10 @@ def permute(t: Trace, out: Tensor, x: Tensor, order: Sequence[int]) -> Dims:
 def expand(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Dims:
     """The indices that an expansion adds are all alike."""
     old = (inert(1),) * (out.dim() - x.dim()) + t[x]
-    dims = [t.made(size, at, OUTER) if dim.shape[1] != size else dim for at, (dim, size) in enumerate(zip(old, out.shape))]
-    for at, dim in enumerate(dims):
+    named = t.called != "repeat_interleave"  # whose integers are others
+    sizes = enumerate(zip(old, out.shape))
+    dims = [dim if dim.shape[1] == size else t.made(size, at if named else None, OUTER) for at, (dim, size) in sizes]
+    for at, dim in enumerate(dims if named else ()):
         t.size(dim, at=at)
     return tuple(dims)
 

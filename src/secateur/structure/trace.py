@@ -176,7 +176,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return rows[:, ::times]
         return None
 
-    def made(self, size: int, at: int, kind: int = CHANNEL) -> Dim:
+    def made(self, size: int, at: int | None, kind: int = CHANNEL) -> Dim:
         """A dimension that is new: its labels are its own, and the attribute that sets its size, if there is one, must follow."""
         if size < 2:
             return inert(size)

@@ -64,6 +64,8 @@ def moved(model: nn.Module, structure: Channels, names: list[str], inputs: objec
     generator, numbers, last = torch.Generator().manual_seed(seed), [torch.zeros(1, dtype=torch.long)], 1
     for name, group in structure.groups.items():
         order = torch.randperm(group.size, generator=generator) if name in names else torch.arange(group.size)
+        if name in names and (order == torch.arange(group.size)).all():
+            order = order.flip(0)
         numbers.append(last + order)
         last += group.size
     new = torch.cat(numbers)
