@@ -1,19 +1,22 @@
 """The laws of the structure of channels, on every case."""
 
+# ruff: noqa: E501 (a table reads by its columns)
+
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import CASES, Case
+from cases import CASES, Case, Net
 from oracles import masked, over_kept, permuted, random_keep
 from secateur.errors import BadInput
 from secateur.structure import Channels, channels
-from secateur.structure.channels import gathered
+from secateur.structure.channels import ALL_KINDS, gathered
 from secateur.structure.cut import cut
 from secateur.structure.rules import flat
 from secateur.structure.run import traced
@@ -205,3 +208,143 @@ def test_channels_without_units_are_still_a_structure():
         and structure.expand({})["weight"].all()
         and structure.reduce({"weight": torch.ones(2, 3), "bias": torch.ones(2)}) == {}
     )
+
+
+# kinds of units -------------------------------------------------------------------------------------------------------------------------
+
+
+def attended(net: Net, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).view(*x.shape[:2], -1, net.dim).transpose(1, 2) for layer in (net.q, net.k, net.v))
+    y = (q @ k.transpose(2, 3)).softmax(-1) @ v
+    return net.out(y.transpose(1, 2).flatten(2))
+
+
+def fused(net: Net, x: Tensor) -> Tensor:
+    """The number of heads is in the code, so no head can go; what is within them can."""
+    q, k, v = (layer(x).view(*x.shape[:2], 4, -1).transpose(1, 2) for layer in (net.q, net.k, net.v))
+    y = (q @ k.transpose(2, 3)).softmax(-1) @ v
+    return net.out(y.transpose(1, 2).flatten(2))
+
+
+def routed(net: Net, x: Tensor) -> Tensor:
+    """The best two of five experts, by their number."""
+    weight, chosen = net.router(x).softmax(-1).topk(2, -1)
+    into, out = net.into[chosen], net.out_of[chosen]  # (n, 2, inner, width), (n, 2, width, inner)
+    y = (into @ x[:, None, :, None]).relu()
+    return net.head(((out @ y)[..., 0] * weight[..., None]).sum(1))
+
+
+def attention(forward: Callable[..., object]) -> Net:
+    return Net(forward, q=nn.Linear(5, 12), k=nn.Linear(5, 12), v=nn.Linear(5, 12), out=nn.Linear(12, 2), dim=3)
+
+
+def experts() -> Net:
+    net = Net(routed, router=nn.Linear(6, 5), head=nn.Linear(6, 2))
+    net.into, net.out_of = nn.Parameter(torch.randn(5, 7, 6)), nn.Parameter(torch.randn(5, 6, 7))
+    return net
+
+
+def recurrent(kind: type[nn.RNNBase], **options: object) -> Callable[[], Net]:
+    return lambda: Net(lambda n, x: n.out(n.rnn(x)[0]), rnn=kind(5, 6, batch_first=True, **options), out=nn.LazyLinear(2))
+
+
+SERIES, ROWS = torch.randn(2, 4, 5), torch.randn(8, 6)
+KINDS_OF: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str], dict[str, str]]] = {
+    # model, example, kinds by default, kinds when all are asked for
+    "heads": (lambda: attention(attended), SERIES, {"q": "head"}, {"q": "head", "q#2": "head dimension"}),
+    "heads in the code": (lambda: attention(fused), SERIES, {"q": "head dimension", "v": "head dimension"}, {"q": "head dimension", "v": "head dimension"}),
+    "lstm": (recurrent(nn.LSTM), SERIES, {"rnn.weight_ih_l0": "hidden state"}, {"rnn.weight_ih_l0": "hidden state"}),
+    "gru": (recurrent(nn.GRU), SERIES, {"rnn.weight_ih_l0": "hidden state"}, {"rnn.weight_ih_l0": "hidden state"}),
+    "rnn": (recurrent(nn.RNN), SERIES, {"rnn.weight_ih_l0": "hidden state"}, {"rnn.weight_ih_l0": "hidden state"}),
+    "experts": (experts, ROWS, {"into": "expert", "into#2": "channel", "out_of": "channel"}, {"into": "expert", "into#2": "channel", "out_of": "channel"}),
+    "groups": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=4), nn.Conv2d(8, 2, 1)), torch.randn(2, 3, 4, 4),
+        {"0": "group", "0#2": "within groups", "1": "within groups"}, {"0": "group", "0#2": "within groups", "1": "within groups"}),
+}  # fmt: skip
+
+
+def built(name: str) -> tuple[nn.Module, Tensor]:
+    build, inputs, _, _ = KINDS_OF[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build()
+        model(inputs)  # lazy layers
+    return model.double().eval(), inputs.double()
+
+
+MIXED = pytest.mark.xfail(strict=True, reason="what is united with a weight's own channel is called a channel")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[MIXED] * (name == "groups")) for name in KINDS_OF])
+def test_units_are_called_what_they_are(name: str):
+    model, inputs = built(name)
+    _, _, usual, every = KINDS_OF[name]
+    assert {group: g.kind for group, g in channels(model, inputs).groups.items()} == usual
+    assert {group: g.kind for group, g in channels(model, inputs, units=ALL_KINDS).groups.items()} == every
+
+
+@pytest.mark.parametrize("name", KINDS_OF)
+def test_of_every_kind_shrunk_equals_masked(name: str):
+    model, inputs = built(name)
+    structure = channels(model, inputs, exact=True, units=ALL_KINDS)
+    for seed in range(3):
+        keep = random_keep(structure, 0.5, seed)
+        same(outputs(cut(model, structure.kept(keep), structure.sizes(keep)), inputs), outputs(masked(model, structure, keep), inputs))
+
+
+@pytest.mark.parametrize("kinds", [["head"], ["head dimension"], ["head", "head dimension"], ("channel",), set(), ["hidden state"]])
+def test_only_the_kinds_that_are_asked_for_may_go(kinds):
+    model, inputs = built("heads")
+    every, some = channels(model, inputs, units=ALL_KINDS), channels(model, inputs, units=kinds)
+    assert set(some.groups) == {name for name, group in every.groups.items() if group.kind in set(kinds)}
+    for name in set(every.groups) - set(some.groups):
+        assert "no unit that was asked for (units=)" in some.frozen[name].frozen
+    keep = random_keep(some)
+    small = cut(model, some.kept(keep), some.sizes(keep))
+    assert outputs(small, inputs)[0].shape == (2, 4, 2)
+    assert (small.dim == 3) == ("head dimension" not in kinds)
+
+
+def test_heads_by_default_are_whole_and_what_is_within_stays():
+    model, inputs = built("heads")
+    structure = channels(model, inputs)
+    keep = {"q": torch.tensor([True, False, False, True])}
+    small = cut(model, structure.kept(keep), structure.sizes(keep))
+    kept = torch.tensor([0, 1, 2, 9, 10, 11])
+    assert torch.equal(small.q.weight, model.q.weight[kept]) and torch.equal(small.out.weight, model.out.weight[:, kept])
+
+
+@pytest.mark.parametrize("kinds", [["neuron"], ["head", "heads"], "head"])
+def test_an_unknown_kind_is_refused_with_those_that_there_are(kinds):
+    model, inputs = built("heads")
+    with pytest.raises(BadInput, match=r"no kind of unit .*Choose among channel, .*head dimension") as error:
+        channels(model, inputs, units=kinds)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_of_a_cell_with_a_projection_the_projected_states_may_go():
+    """The state that a cell keeps stays, since the one that it hands on must stay the smaller."""
+    model = Net(lambda n, x: n.out(n.rnn(x)[0]), rnn=nn.LSTM(5, 6, batch_first=True, proj_size=3), out=nn.Linear(3, 2)).double().eval()
+    inputs = SERIES.double()
+    structure = channels(model, inputs, exact=True)
+    assert {name: (g.size, g.kind) for name, g in structure.groups.items()} == {"rnn.weight_hr_l0": (3, "hidden state")}
+    keep = {"rnn.weight_hr_l0": torch.tensor([True, False, True])}
+    small = cut(model, structure.kept(keep), structure.sizes(keep))
+    assert (small.rnn.proj_size, small.rnn.hidden_size) == (2, 6)
+    same(outputs(small, inputs), outputs(masked(model, structure, keep), inputs))
+
+
+class Picking(nn.Module):
+    """Reads what it holds at positions that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 2)
+        self.register_buffer("order", torch.tensor([0, 2, 3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)[:, self.order])
+
+
+def test_a_buffer_of_positions_leaves_the_other_dimensions_alone():
+    assert {name: group.size for name, group in channels(Picking(), SERIES).groups.items()} == {"a": 6}

@@ -149,7 +149,6 @@ def test_only_the_group_in_the_wrong_order_is_blamed():
     assert sorted(unequal(model, in_another_order(in_another_order(right, "3.weight"), "6.weight", 1), inputs)) == ["2", "4"]
 
 
-@pytest.mark.xfail(strict=True, reason="the order that chance draws may be the old one, or go with the wrong one")
 @pytest.mark.parametrize("size", [3, 4, 5, 6])
 def test_a_wrong_order_of_a_few_units_is_found_whatever_chance_draws(size: int):
     model, inputs = nn.Sequential(nn.Linear(5, size), nn.LayerNorm(size), nn.Linear(size, 3)), torch.randn(4, 5)
@@ -162,7 +161,8 @@ def test_shaking_moves_every_number_a_little_and_leaves_what_is_no_number():
     value = torch.tensor([0.0, 1.0, -100.0, float("inf"), -float("inf"), float("nan")])
     moved = verify.shaken(value, generator)
     assert (moved[:3] != value[:3]).all() and ((moved - value)[:3].abs() <= 0.3 * (value[:3].abs() + 0.01)).all()
-    assert torch.equal(moved[3:5], value[3:5]) and moved[5].isnan()
+    for _ in range(10):
+        assert torch.equal(verify.shaken(value, generator)[3:5], value[3:5])
     assert torch.equal(verify.shaken(torch.tensor([1, 2]), generator), torch.tensor([1, 2]))
     assert verify.shaken(value.half(), generator).dtype == torch.float16
 
