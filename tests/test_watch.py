@@ -76,10 +76,7 @@ REFUSED: dict[str, tuple[Callable[[Net, Tensor], Tensor], str, tuple[int, ...]]]
 }  # fmt: skip
 
 
-ASKED = pytest.mark.xfail(strict=True, reason="the dimension that is unflattened is taken for a size")
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[ASKED] * (name == "unflatten")) for name in REFUSED])
+@pytest.mark.parametrize("name", REFUSED)
 def test_a_call_that_refuses_its_sizes_goes_on_with_the_predicted_shape(name: str):
     forward, op, dims = REFUSED[name]
     model = Net(lambda n, x: n.b(forward(n, x)).view(4, 7).tanh() @ n.last, a=nn.Linear(5, 6), b=nn.Linear(6, 7))

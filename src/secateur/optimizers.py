@@ -24,9 +24,9 @@ def rebind(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, pla
     others, a step count is copied. Parameters that are not `old_model`'s (of a loss, say) are kept with their state.
     Raises PlanMismatch where models, plan and optimizer do not belong together, BadInput where a state cannot be cut (LBFGS).
     """
-    check_fits(plan.shapes, old_model)
     kept = masks(plan)
     names = {id(value): name for name, value in old_model.named_parameters()}
+    check_fits({name: shape for name, shape in plan.shapes.items() if name in names.values()}, old_model, parameters_only=True)
     new = dict(new_model.named_parameters(remove_duplicate=False))
 
     def stays(parameter: Tensor) -> bool:

@@ -72,9 +72,9 @@ class Plan:
         return replace(self, made={**self.made, **made})
 
 
-def check_fits(shapes: Mapping[str, tuple[int, ...]], model: nn.Module) -> None:
-    """Raises PlanMismatch, naming the first difference, unless `model` has exactly these parameters and buffers."""
-    now = shapes_of(model)
+def check_fits(shapes: Mapping[str, tuple[int, ...]], model: nn.Module, parameters_only: bool = False) -> None:
+    """Raises PlanMismatch, naming the first difference, unless `model` has exactly these parameters and buffers (or parameters)."""
+    now = {name: tuple(value.shape) for name, value in model.named_parameters()} if parameters_only else shapes_of(model)
     for name, shape in shapes.items():
         if name not in now:
             raise PlanMismatch(

@@ -101,6 +101,7 @@ def rounds(
         "contexts": contexts, "local": local, "of": of, "scope": scope, "multiple": multiple, "exact": exact,
         "units": None if units is None else sorted(units), "as_graph": as_graph, "repair": repair, "seed": seed,
     }  # fmt: skip
+    given = model  # its optimizer is the user's, and its parameters have the graph's names
     model = graph(model, example) if as_graph else model
     dense = structure_of(model, example, structure, exact, units)
     nothing = {name: torch.zeros(group.shape) for name, group in dense.groups.items()}
@@ -123,7 +124,7 @@ def rounds(
         small = repaired(shrink(now, cut), now, data, cut, repair)
         before, now = now, small
         reached = 1 - cost(dense, keep, of) / cost(dense, all_kept(dense), of)
-        yield Round(number, steps, reached, now, whole, cut, sensitivity, before, model)
+        yield Round(number, steps, reached, now, whole, cut, sensitivity, given if before is model else before, given)
         if checkpoint is not None:
             save(round_folder(checkpoint, number), now, whole, force=True, extra={"settings.json": json.dumps(settings)})
         found = after(now, example, structure, exact, units, dense)

@@ -25,10 +25,10 @@ def twin(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Modul
     plain = [module for _, module in modules_in(model) if by_attributes(module)]
     for module in plain:
         memo[id(module)] = object.__new__(type(module))
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # kept from a run with gradients: torch copies it without its history only
-                memo[id(value)] = value.detach().clone()
+    seen: set[int] = set()
+    for value in (tensor for module in model.modules() for tensor in tensors_in([v for k, v in vars(module).items() if k not in OWN], seen)):
+        if not value.is_leaf:  # kept from a run with gradients: torch copies it without its history only
+            memo[id(value)] = value.detach().clone()
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         new = replace(name, value.detach())
         memo[id(value)] = type(value)(new, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else new
@@ -55,6 +55,16 @@ def copied(value: object, memo: dict[int, object]) -> object:
     if type(value) is set and all(type(item) in ATOMS for item in value):
         return set(value)
     return copy.deepcopy(value, memo)
+
+
+def tensors_in(values: Iterable[object], seen: set[int]) -> Iterator[Tensor]:
+    """Tensors, and those in lists, tuples and dicts."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple, dict)) and value and id(value) not in seen:
+            seen.add(id(value))
+            yield from tensors_in(value.values() if isinstance(value, dict) else value, seen)
 
 
 def modules_in(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -68,13 +68,16 @@ def empty(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def batch_norm(x: Tensor, w: object, b: object, mean: object, var: object, training: object = False, *_: object) -> Any:
+    if any(isinstance(value, Tensor) and value.shape != x.shape[1:2] for value in (w, b, mean, var)):
+        return None
     if training is True or mean is None or x.numel() == 0 or (y := like(x)) is None:
         return None
     return y, empty(x, (0,)), empty(x, (0,))
 
 
 def batch_norm_backward(g: Tensor, x: Tensor, w: Tensor | None, *args: Any) -> Any:
-    return like(x), empty(x, x.shape[1:2]), empty(x, x.shape[1:2])
+    y = like(x)
+    return None if y is None else (y, empty(x, x.shape[1:2]), empty(x, x.shape[1:2]))
 
 
 def convolution(

@@ -165,6 +165,9 @@ class Refused(Whole):
                 raise
             with torch._C.DisableTorchFunction():
                 predicted, asked = watch.predicted(), [leaf for leaf in flat(args[1:]) if isinstance(leaf, int)]
+                if name == "unflatten":
+                    d = asked[0] % args[0].dim()
+                    asked = [*args[0].shape[:d], *asked[1:], *args[0].shape[d + 1 :]]
                 watch.fault(wrong(asked, predicted[0]) if name in VIEWS else ())
                 return watch.instead(predicted, args[0].device)[0]
 

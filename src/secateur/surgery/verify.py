@@ -60,13 +60,21 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
 
 
 def moved(model: nn.Module, structure: Channels, names: list[str], inputs: object, seed: int) -> float:
-    """How far the outputs move, relative to the largest, when the units of these groups change places."""
-    generator, numbers, last = torch.Generator().manual_seed(seed), [torch.zeros(1, dtype=torch.long)], 1
+    """How far the outputs move, relative to the largest, when the units of these groups change places.
+
+    Once all of them, in one cycle, once two of them: only the right order agrees with both.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {name: torch.randperm(structure.groups[name].size, generator=generator) for name in names}
+    cycles = {name: torch.empty_like(units).scatter_(0, units, units.roll(1)) for name, units in drawn.items()}
+    swaps = {name: torch.arange(len(units)).index_copy(0, units[:2], units[:2].flip(0)) for name, units in drawn.items()}
+    return max(reordered(model, structure, orders, inputs) for orders in (cycles, swaps))
+
+
+def reordered(model: nn.Module, structure: Channels, orders: dict[str, Tensor], inputs: object) -> float:
+    numbers, last = [torch.zeros(1, dtype=torch.long)], 1
     for name, group in structure.groups.items():
-        order = torch.randperm(group.size, generator=generator) if name in names else torch.arange(group.size)
-        if name in names and (order == torch.arange(group.size)).all():
-            order = order.flip(0)
-        numbers.append(last + order)
+        numbers.append(last + orders.get(name, torch.arange(group.size)))
         last += group.size
     new = torch.cat(numbers)
     kept = {name: tuple(None if index is None else sources(index, new[index]) for index in dims) for name, dims in structure.index.items()}
