@@ -26,7 +26,8 @@ def twin(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Modul
     for module in plain:
         memo[id(module)] = object.__new__(type(module))
     seen: set[int] = set()
-    for value in (tensor for module in model.modules() for tensor in tensors_in([v for k, v in vars(module).items() if k not in OWN], seen)):
+    kept = [item for module in model.modules() for key, item in vars(module).items() if key not in OWN]
+    for value in tensors_in(kept, seen):
         if not value.is_leaf:  # kept from a run with gradients: torch copies it without its history only
             memo[id(value)] = value.detach().clone()
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
