@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 
 from .api import STRUCTURES, structure_of
-from .cli_asked import Asked
+from .cli_asked import Asked, kinds_of
 from .cli_evaluate import evaluate_folder
 from .cli_prune import Stopped, prune_into
-from .cli_tables import by_model, frozen_table, groups_table, ranking_table, text, totals
+from .cli_tables import by_model, frozen_table, groups_table, notes_on, ranking_table, text, totals
 from .contexts import CONTEXTS
 from .errors import BadInput, SecateurError, Unreadable
 from .files import read_plan, write_text_atomic
@@ -25,6 +25,7 @@ from .progress import bars
 from .report import Story, render
 from .sensitivity import measure as measured
 from .sensitivity import write_sensitivity
+from .structure import as_graph as graph
 from .task import Task
 
 app = typer.Typer(
@@ -41,6 +42,8 @@ Criterion = Annotated[str, typer.Option(metavar="NAME", help="fisher, magnitude,
 Contexts = Annotated[str, typer.Option(metavar="NAME", help=", ".join(CONTEXTS) + " (local sensitivity)")]
 Example = Annotated[str | None, typer.Option(metavar="SIZES", help="of the inputs: 1,3,32,32; else from the data")]
 Exact = Annotated[bool, typer.Option("--exact", help="leave groups whole that shrink only nearly exactly")]
+Units = Annotated[str | None, typer.Option(metavar="KIND,..", help="kinds that may leave: channel, head, head-dimension, ...")]
+AsGraph = Annotated[bool, typer.Option("--as-graph", help="export it first: sizes in its code follow, too")]
 Samples = Annotated[int, typer.Option(metavar="N", help="training samples to measure on")]
 Batch = Annotated[int, typer.Option(metavar="N", help="samples a batch")]
 Seed = Annotated[int, typer.Option(metavar="N", help="of splits, order and chance", callback=seed_in_range)]
@@ -66,13 +69,16 @@ def inspect(
     example: Annotated[str, typer.Option(metavar="SIZES", help="of the inputs: 1,3,32,32 or 1,16:int64")],
     weights: Weights = None,
     structure: Structure = "channels",
+    units: Units = None,
     exact: Exact = False,
+    as_graph: AsGraph = False,
 ) -> None:
     """Show which units may leave, which stay whole and why, and what the model costs."""
     one_of(structure, STRUCTURES, "structure")
-    found = structure_of(model_of(model, weights), example_of(example), structure, exact)
+    kinds, net, inputs = kinds_of(units, structure), model_of(model, weights), example_of(example)
+    found = structure_of(graph(net, inputs) if as_graph else net, inputs, structure, exact, kinds)
     say(False, groups_table(found), *([frozen_table(found)] if found.frozen else []), totals(found))
-    say(False, *(f"note: {text(note)}" for note in getattr(found, "notes", ())))
+    say(False, *(f"note: {text(note)}" for note in notes_on(found, as_graph)))
 
 
 @app.command(epilog=example("measure net.py:build --data net.py:data --out s.safetensors"))
@@ -86,7 +92,9 @@ def measure(
     structure: Structure = "channels",
     criterion: Criterion = "taylor",
     contexts: Contexts = "batch",
+    units: Units = None,
     exact: Exact = False,
+    as_graph: AsGraph = False,
     samples: Samples = 2048,
     batch: Batch = 64,
     seed: Seed = 0,
@@ -95,11 +103,13 @@ def measure(
     """Measure how much every unit matters: over the data (global), and where it is needed most (local)."""
     one_of(structure, STRUCTURES, "structure"), one_of(contexts, CONTEXTS, "context")
     at_least("samples", samples, 1), at_least("batch", batch, 1)
-    chosen = criterion_of(criterion)
+    chosen, kinds = criterion_of(criterion), kinds_of(units, structure)
     refuse(out)
     net, splits = model_of(model, weights, seed), data_of(data, seed, batch)
     with bars(quiet) as bar:
-        found = structure_of(net, example_in(splits.train, example), structure, exact)
+        inputs = example_in(splits.train, example)
+        net = graph(net, inputs) if as_graph else net
+        found = structure_of(net, inputs, structure, exact, kinds)
         task = Task(net, First(splits.train, samples), loss_of(loss), seed)
         sensitivity = measured(task, found, chosen, contexts, progress=bar("measuring"))
     write_sensitivity(out, sensitivity)
@@ -130,7 +140,9 @@ def prune(
     local: Annotated[float, typer.Option(metavar="0..1", help="the weight of local sensitivity")] = 0.0,
     scope: Annotated[str, typer.Option(metavar="NAME", help="compare units global or by layer")] = "global",
     multiple: Annotated[int, typer.Option(metavar="N", help="keep multiples of N units")] = 1,
+    units: Units = None,
     exact: Exact = False,
+    as_graph: AsGraph = False,
     schedule: Annotated[str, typer.Option(metavar="NAME", help="one-shot, linear or cubic")] = "one-shot",
     steps: Annotated[int, typer.Option(metavar="N", help="rounds of a gradual schedule")] = 5,
     repair: Annotated[str, typer.Option(metavar="NAME", help="statistics or none")] = "statistics",
@@ -144,10 +156,10 @@ def prune(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove what matters least, repair, fine-tune, compare. A stopped gradual run goes on."""
+    """Remove what matters least, repair, fine-tune, compare; go on after a stop."""
     asked = Asked(
-        model, data, out, amount, of, threshold, weights, example, loss, structure, criterion, contexts, local, scope, multiple, exact,
-        schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force,
+        model, data, out, amount, of, threshold, weights, example, loss, structure, criterion, contexts, local, scope, multiple, units,
+        exact, as_graph, schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force,
     )  # fmt: skip
     with bars(quiet) as bar:
         story = prune_into(asked, bar)

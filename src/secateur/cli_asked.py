@@ -20,7 +20,8 @@ from .journey import First, Metrics, at_least, criterion_of, example_in, loss_of
 from .schedule import SCHEDULES
 from .scope import SCOPES
 from .select import finite, fraction
-from .structure import Structure
+from .structure import Structure, as_graph
+from .structure.channels import ALL_KINDS
 from .task import Loss
 
 
@@ -43,7 +44,9 @@ class Asked:
     local: float
     scope: str
     multiple: int
+    units: str | None
     exact: bool
+    as_graph: bool
     schedule: str
     steps: int
     repair: str
@@ -61,6 +64,10 @@ class Asked:
         return self.schedule != "one-shot"
 
     @property
+    def kinds(self) -> list[str] | None:
+        return kinds_of(self.units, self.structure)
+
+    @property
     def rounds(self) -> Path:
         """Where a gradual run keeps its finished rounds."""
         place = self.out.expanduser().resolve()
@@ -69,8 +76,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Given:
-    """What the names stand for."""
+    """What the names stand for. dense: the model in its own class; model: that, or the graph of it that is pruned instead."""
 
+    dense: nn.Module
     model: nn.Module
     splits: Splits
     loss: Loss
@@ -94,6 +102,7 @@ def check(asked: Asked) -> None:
     one_of(asked.scope, SCOPES, "scope")
     one_of(asked.schedule, SCHEDULES, "schedule")
     one_of(asked.repair, ("statistics", "none"), "repair")
+    kinds_of(asked.units, asked.structure)
     if (asked.amount is None) == (asked.threshold is None):
         raise BadInput("Give either --amount (the fraction to remove, 0..1) or --threshold (remove all units below this score).")
     if asked.threshold is not None:
@@ -118,12 +127,22 @@ def check(asked: Asked) -> None:
         check_rounds(asked)
 
 
+def kinds_of(text: str | None, structure: str) -> list[str] | None:
+    """The kinds of units that "head,hidden-state" names, and None without a text. Raises BadInput."""
+    if text is None:
+        return None
+    if structure != "channels":
+        raise BadInput(f"The units of {structure} are of one kind. Leave --units out, or give --structure channels.")
+    return [one_of(kind.strip().replace("-", " "), ALL_KINDS, "kind of unit") for kind in text.split(",")]
+
+
 def read(asked: Asked) -> Given:
-    model, loss = model_of(asked.model, asked.weights, asked.seed), loss_of(asked.loss)
+    dense, loss = model_of(asked.model, asked.weights, asked.seed), loss_of(asked.loss)
     splits = data_of(asked.data, asked.seed, asked.batch)
     example = example_in(splits.train, asked.example)
-    structure = structure_of(model, example, asked.structure, asked.exact)
-    return Given(model, splits, loss, example, structure, metrics_for(model, splits.validation, loss))
+    model = as_graph(dense, example) if asked.as_graph else dense
+    structure = structure_of(model, example, asked.structure, asked.exact, asked.kinds)
+    return Given(dense, model, splits, loss, example, structure, metrics_for(model, splits.validation, loss))
 
 
 def settings(asked: Asked) -> dict[str, str]:
@@ -143,7 +162,8 @@ def check_rounds(asked: Asked) -> None:
         ) from error
     for name, value in settings(asked).items():
         if then.get(name) != value:
+            option = name.replace("_", "-")
             raise BadInput(
-                f"{asked.rounds} keeps the rounds of a run that was stopped, with --{name} {then.get(name)} where this one has {value}. "
+                f"{asked.rounds} keeps the rounds of a run that was stopped, with --{option} {then.get(name)} where this one has {value}. "
                 f"Give the same options to go on with it, or delete the folder."
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from .frontends.data import data_of
 from .frontends.models import ZOOS, build_of, sources_of
 from .journey import example_in, loss_of, metrics_for, model_of, seed_in_range
 from .progress import Bar
+from .structure import as_graph
 from .table import Table
 
 CODELESS = {"model": (*ZOOS,), "data": ("digits", "folder", "npz")}  # kinds of names that are no code of a file or a module
@@ -35,10 +36,10 @@ def evaluate_folder(
         if given is None and spec.partition(":")[0] not in CODELESS[name]:
             print(f"secateur: Running the code of {spec!r}, which the plan in {folder} names as its {name}.", file=sys.stderr)
     bar("evaluating")(0, None)
-    net = load(folder, build_of(named)).eval()
     seed = made.get("seed")
     splits = data_of(pile, seed_in_range(seed) if isinstance(seed, int) else 0, batch)
     check_split(folder, pile, splits)
+    net = load(folder, graph_again(folder, build_of(named), made, splits) if made.get("as_graph") is True else build_of(named)).eval()
     dense, note = dense_of(named, weights, made)
     models = {"pruned": net} if dense is None else {"dense": dense, "pruned": net}
     table = compare(models, splits.test, metrics_for(net, splits.validation, loss_of(loss)), example_in(splits.train))
@@ -57,6 +58,16 @@ def recorded(folder: Path, made: Mapping[str, object], name: str) -> str:
             f"wrote that, too. Give it with --{name} if you trust it."
         )
     return spec
+
+
+def graph_again(folder: Path, build: Callable[[], nn.Module], made: Mapping[str, object], splits: Splits) -> Callable[[], nn.Module]:
+    """What builds the exported graph that a plan was made for: of the model, and of an example of the same sizes. Raises BadInput."""
+    text = made.get("example")
+    try:
+        example = example_in(splits.train, text if isinstance(text, str) else None)
+    except BadInput as error:
+        raise BadInput(f"The plan in {folder} is of an exported graph, whose example cannot be made again: {error}") from error
+    return lambda: as_graph(build(), example)
 
 
 def check_split(folder: Path, spec: str, splits: Splits) -> None:

@@ -73,9 +73,10 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
     plan = select(
         scores, given.structure, asked.amount, asked.of, asked.scope, asked.threshold, asked.multiple,
         criterion=sensitivity.criterion, contexts=asked.contexts, local=asked.local, samples=sensitivity.samples, exact=asked.exact,
+        units=asked.kinds, as_graph=asked.as_graph,
     )  # fmt: skip
     now = shrink(given.model, plan)
-    models = {"dense": given.model, "pruned": now}
+    models = {"dense": given.dense, "pruned": now}
     if asked.repair != "none":
         bar("re-estimating batch norms")
         models["repaired"] = now = repaired(now, given.model, given.measuring(asked), plan, asked.repair)
@@ -96,9 +97,10 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
     assert asked.amount is not None
     first, last, history = None, None, claim_rounds(asked)
     for step in rounds(
-        given.model, given.example, given.measuring(asked), given.loss, amount=asked.amount, steps=asked.steps, schedule=asked.schedule,
+        given.dense, given.example, given.measuring(asked), given.loss, amount=asked.amount, steps=asked.steps, schedule=asked.schedule,
         structure=asked.structure, criterion=criterion_of(asked.criterion), contexts=asked.contexts, local=asked.local, of=asked.of,
-        scope=asked.scope, multiple=asked.multiple, exact=asked.exact, repair=None if asked.repair == "none" else asked.repair,
+        scope=asked.scope, multiple=asked.multiple, exact=asked.exact, units=asked.kinds, as_graph=asked.as_graph,
+        repair=None if asked.repair == "none" else asked.repair,
         checkpoint=asked.rounds, seed=asked.seed, progress=bar("measuring, round by round"),
     ):  # fmt: skip
         if asked.tune:
@@ -119,7 +121,7 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
         model, plan = last.model, last.plan
     every = [epoch for epochs in history.values() for epoch in epochs]
     numbered = [{**epoch, "epoch": float(number)} for number, epoch in enumerate(every, 1)]
-    return Found({"dense": given.model, f"after {asked.steps} rounds": model}, plan, first, merge(first, asked.local), numbered, (FIRST,))
+    return Found({"dense": given.dense, f"after {asked.steps} rounds": model}, plan, first, merge(first, asked.local), numbered, (FIRST,))
 
 
 def tuned(asked: Asked, given: Given, model: nn.Module, checkpoint: Path | None, tell: Tell) -> tuple[nn.Module, list[dict[str, float]]]:

@@ -11,6 +11,7 @@ from .errors import need
 from .reductions import normalised
 from .sensitivity import Sensitivity
 from .structure import Group, Structure, all_kept
+from .structure.watch import FIXED
 from .table import Table, shown
 from .tree import Scores
 
@@ -54,10 +55,17 @@ def tensors(group: Group) -> str:
 
 def frozen_table(structure: Structure) -> rich.table.Table:
     """A line for every group that stays whole, with the reason and its place in the user's code."""
-    drawn = table(("group", LEFT), ("units", RIGHT), ("why", LEFT), title="What stays whole")
+    drawn = table(("group", LEFT), ("units", RIGHT), ("kind", LEFT), ("why", LEFT), title="What stays whole")
     for name, group in structure.frozen.items():
-        drawn.add_row(text(name), f"{group.size:,}", text(group.frozen))
+        drawn.add_row(text(name), f"{group.size:,}", group.kind, text(group.frozen))
     return drawn
+
+
+def notes_on(structure: Structure, as_graph: bool) -> list[str]:
+    """What the run had to say, and the way out where numbers in the user's code hold groups whole."""
+    held = sum(group.frozen.startswith(FIXED) for group in structure.frozen.values())
+    hint = f"{held} group{'s' if held > 1 else ''} of a size that is fixed in the code can leave from an exported graph: try --as-graph"
+    return [*getattr(structure, "notes", ()), *([hint] if held and not as_graph else [])]
 
 
 def totals(structure: Structure) -> str:
