@@ -20,7 +20,7 @@ from zoo import need_torchvision
 
 pytest.importorskip("typer")
 
-from secateur import Sensitivity, cli_prune, load, merge, read_plan, read_sensitivity
+from secateur import PlanMismatch, Sensitivity, cli_prune, load, merge, read_plan, read_sensitivity
 from secateur.__main__ import main
 from secateur.cli import run
 from secateur.frontends.models import build_of
@@ -34,6 +34,42 @@ def build():
         nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10),
     )
+
+class Written(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b, self.c = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 6), nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.c(self.b(self.norm(self.a(x)).relu().mean((2, 3)).view(-1, 8)).relu())  # a number in the code
+
+def written():
+    return Written()
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x):
+        y = self.a(x).mean((2, 3))
+        return self.b(y) if y.sum() > 0 else self.b(-y)
+
+def branching():
+    return Branching()
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.heads, self.qkv, self.out = 4, nn.Linear(96, 24), nn.Linear(8, 10)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x.flatten(2).view(x.shape[0], 32, 96)).chunk(3, -1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
+        return self.out(((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).flatten(2)).mean(1)
+
+def attending():
+    return Attending()
 
 def samples(classes=10, count=200):
     draw = torch.Generator().manual_seed(0)
@@ -83,7 +119,8 @@ def pruning(**options: object) -> list[str]:
     usual = {"weights": "w.safetensors", "data": "net.py:data", "amount": 0.5, "out": "out", "curve": 0} | options
     words = ["prune", str(usual.pop("model", "net.py:build"))]
     for name, value in usual.items():
-        words += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        option = "--" + name.replace("_", "-")
+        words += [] if value is None else [option] if value is True else [option, str(value)]
     return words
 
 
@@ -113,6 +150,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown schedule": (pruning(schedule="square"), "cubic"),
     "unknown context": (pruning(contexts="epoch"), "class"),
     "unknown repair": (pruning(repair="glue"), "statistics"),
+    "unknown kind of unit": (pruning(units="head,neuron"), "no kind of unit 'neuron'. Choose channel"),
+    "unknown kind to measure": ([*MEASURE, "s.safetensors", "--units", "heads"], "no kind of unit 'heads'"),
+    "unknown kind to inspect": (["inspect", "net.py:build", "--example", "1,3,32,32", "--units", ""], "no kind of unit ''"),
+    "kinds of connections": (pruning(units="head", structure="weights"), "Leave --units out"),
+    "a graph of what branches": (pruning(model="net.py:branching", weights=None, as_graph=True), "cannot be exported as a graph"),
     "local above 1": (pruning(local=2), "--local"),
     "distill above 1": (pruning(distill=2), "--distill"),
     "no batch": (pruning(batch=0), "--batch"),
@@ -261,6 +303,101 @@ def test_inspect_tells_what_may_leave_and_what_not(here: Path, capsys: pytest.Ca
     assert run(["inspect", "net.py:build", "--example", "1,3,32,32"]) == 0
     said = capsys.readouterr().out
     assert "2 groups, 16 units" in said and "MACs" in said and "output of the model" in said
+
+
+def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, list[str]], dict[str, list[str]], str]:
+    """The lines of what inspect says may leave and must stay, by the name of the group, and all of it."""
+    assert run(words) == 0
+    said = capsys.readouterr().out
+    leaves, _, stays = said.partition("What stays whole")
+    lines = [{line.split()[0]: line.split()[1:] for line in part.splitlines() if line.strip()} for part in (leaves, stays)]
+    return lines[0], lines[1], said
+
+
+def test_inspect_says_where_a_graph_would_reach_further(here: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["inspect", "net.py:written", "--example", "1,3,32,32"]
+    leaves, stays, said = told(words, capsys)
+    assert "b" in leaves and "a" not in leaves and stays["a"][:2] == ["8", "channel"] and "fixed in the code" in " ".join(said.split())
+    assert "note: 1 group of a size that is fixed in the code" in said and "try --as-graph" in " ".join(said.split())
+    leaves, stays, said = told([*words, "--as-graph"], capsys)
+    assert leaves["a"][:2] == ["8", "channel"] and "a" not in stays and "--as-graph" not in said
+    assert "--as-graph" not in told(["inspect", "net.py:build", "--example", "1,3,32,32"], capsys)[2]
+
+
+def test_inspect_shows_kinds_of_units_and_takes_those_that_are_asked_for(here: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["inspect", "net.py:attending", "--example", "2,3,32,32"]
+    leaves, stays, _ = told(words, capsys)
+    assert leaves["qkv"][:2] == ["4", "head"] and "head dimension" in " ".join(stays["qkv#2"])
+    leaves, stays, _ = told([*words, "--units", "head-dimension"], capsys)
+    assert [line[1:3] for name, line in leaves.items() if name.startswith("qkv")] == [["head", "dimension"]] * len(
+        [name for name in leaves if name.startswith("qkv")]
+    )
+    assert "no unit that was asked for" in " ".join(" ".join(stays["qkv"]).split())
+    both, _, _ = told([*words, "--units", "head, head dimension"], capsys)
+    assert len([name for name in both if name.startswith("qkv")]) > 1
+
+
+def test_a_result_of_a_graph_is_pruned_further_and_evaluated_by_what_its_plan_says(here: Path, capsys: pytest.CaptureFixture[str]):
+    words = pruning(model="net.py:written", weights=None, of="macs", units="channel", quiet=True)
+    assert run(words) == 2 and "at most" in capsys.readouterr().err  # in its class only a little can go
+    assert run([*words, "--as-graph", "--tune", "1"]) == 0
+    plan = read_plan("out")
+    assert plan.made["as_graph"] is True and plan.made["units"] == ["channel"] and plan.cost["macs"][1] <= 0.5 * plan.cost["macs"][0]
+    assert "a" in plan.keep
+    rows = json.loads((here / "out" / "report.json").read_text())["table"]["rows"]
+    assert rows["tuned"]["parameters"] == plan.cost["parameters"][1] < rows["dense"]["parameters"]
+    capsys.readouterr()
+    assert run(["evaluate", "out"]) == 0
+    said = capsys.readouterr()
+    assert "pruned" in said.out and said.err.count("\n") == said.err.count("Running the code of 'net.py:") == 2
+    with pytest.raises(PlanMismatch, match="as_graph"):
+        load("out", build_of("net.py:written"))
+
+
+@pytest.mark.parametrize(
+    "example, fact",
+    [("1,3,32", "cannot be exported"), ("1,3,x,32", "example cannot be made again"), ("2,3,32,32", ""), ("2,3,16,16", "The plan")],
+)
+def test_a_graph_is_made_again_by_the_example_that_the_plan_names(example: str, fact: str, here: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(pruning(model="net.py:written", weights=None, as_graph=True, quiet=True, example="2,3,32,32")) == 0
+    plan = read_plan("out")
+    assert plan.made["example"] == "2,3,32,32"
+    raw = (here / "out" / "plan.json").read_text()
+    (here / "out" / "plan.json").write_text(raw.replace('"example": "2,3,32,32"', f'"example": "{example}"'))
+    code = run(["evaluate", "out", "--model", "net.py:written", "--data", "net.py:data"])
+    said = capsys.readouterr().err
+    assert (code, said) == (0, "") if not fact else code == 2 and fact in said and said.count("\n") == 1
+
+
+def test_measure_knows_the_units_of_a_graph(here: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["measure", "net.py:written", "--data", "net.py:data", "--out", "s.safetensors", "--samples", "32"]
+    assert run(words) == 0 and "a" not in read_sensitivity("s.safetensors").global_
+    assert run([*words, "--as-graph"]) == 0 and read_sensitivity("s.safetensors").global_["a"].shape == (8,)
+
+
+@pytest.mark.slow
+def test_a_gradual_run_of_a_graph_goes_on_after_a_stop(here: Path, monkeypatch: pytest.MonkeyPatch):
+    words = pruning(
+        model="net.py:written", weights=None, as_graph=True, units="channel", schedule="linear", steps=2, tune=1, of="macs", quiet=True
+    )
+    assert run([*words, "--out", "whole"]) == 0
+    for name in ("finetune", "compare"):  # after the first round, and after the last
+        with monkeypatch.context() as patch:
+            times, real = [], getattr(cli_prune, name)
+
+            def stopping(*arguments: object, times=times, real=real, name=name, **options: object) -> object:
+                times.append(1)
+                if len(times) == (2 if name == "finetune" else 1):
+                    raise KeyboardInterrupt
+                return real(*arguments, **options)
+
+            patch.setattr(cli_prune, name, stopping)
+            assert run(words) == 130
+    assert run([word for word in words if word != "--as-graph"]) == 2
+    assert run(words) == 0
+    assert files(here / "out")["model.safetensors"] == files(here / "whole")["model.safetensors"]
+    assert read_plan("out").made["as_graph"] is True and "a" in read_plan("out").keep
+    assert run(["evaluate", "out"]) == 0
 
 
 def test_ctrl_c_leaves_with_130_and_says_what_is_kept(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,7 @@ from .plan import Kept, Plan
 FORMAT = "secateur-plan"
 VERSION = 1
 STRUCTURES = ("channels", "layers", "weights")
+LEAST = 1 - (1 << 62)  # of the numbers that a graph gives to its operators
 SPARE = 1 << 20  # indices and units that any plan may have, however small its weights
 Shapes = dict[str, tuple[int, ...]]
 Ranges = list[tuple[int, int]]
@@ -205,8 +206,9 @@ def shape_of(value: object, what: str) -> tuple[int, ...]:
 
 
 def size_of(name: str, value: object) -> int | tuple[int, ...]:
+    """A size, or a list of arguments in which a -1 may stand for a size that is left open, or for the last dimension."""
     what = f"the size {name!r}"
-    return shape_of(value, what) if isinstance(value, list) else whole(value, what)
+    return tuple(whole(item, what, LEAST) for item in value) if isinstance(value, list) else whole(value, what)
 
 
 def cost_of(name: str, value: object) -> tuple[float, float]:

@@ -17,9 +17,9 @@ from .cut import attribute_of, cut
 from .labels import CHANNEL, EXPERT, HEAD, HIDDEN, INNER, KERNEL, OUTER, WITHIN_HEAD, Dim, Labels
 from .run import macs_per_element, traced
 from .sizes import Attribute
-from .structure import Group, digest_of, shapes_of
+from .structure import Group, all_kept, digest_of, shapes_of
 from .trace import Trace
-from .watch import COUNTED, Fault, backward_fails, watch
+from .watch import COUNTED, Fault, backward_fails, runs_in_training, watch
 
 KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
 ROLES = {HEAD: "head", WITHIN_HEAD: "head dimension", HIDDEN: "hidden state", EXPERT: "expert"}
@@ -162,7 +162,7 @@ def channels(model: nn.Module, example: object, exact: bool = False, units: Coll
         structure, numbers = gathered(model, trace, macs_per_element(trace, inputs), exact, kinds)
         faults = trial(structure, model, on_meta, inputs, trace, numbers)
         if not faults:
-            return replace(structure, digest=digest_of(model))
+            return replace(structure.without(untrainable(structure, model, on_meta, inputs, trace)), digest=digest_of(model))
         stops[faults[-1]] += 1
         for dims, why in [culprits(trace, fault) for fault in faults] if stops[faults[-1]] < STUBBORN else [rest(trace, faults[-1])]:
             for dim in dims:
@@ -173,7 +173,7 @@ def gathered(
     model: nn.Module, trace: Trace, uses: dict[str, float], exact: bool, kinds: Collection[str] = ALL_KINDS
 ) -> tuple[Channels, np.ndarray]:
     """Units with the same memberships in all tensors of the run form a group. The second result numbers the labels' units."""
-    labels = trace.labels
+    labels, parameters = trace.labels, dict(model.named_parameters())
     once = Once(labels)
     tensors = {name: tuple(map(once, dims)) for name, dims in trace.tensors.items()}
     places = [(name, at, labels.resolve(dim, all_factors=True)) for name, dims in trace.tensors.items() for at, dim in enumerate(dims)]
@@ -204,6 +204,7 @@ def gathered(
         least = max(1, int(labels.least[atoms].max()))
         why = labels.reasons[frozen[atom]] or ("it has one unit" if len(atoms) == 1 else "")
         why = why or (f"all of its {least} units are needed" if least >= len(atoms) else "")
+        why = why or ("" if any(member in parameters for member, _ in members[g]) else "no parameter lies along it")
         group = Group(name, (len(atoms),), kind, members[g], through[g], labels.reasons[labels.approximate[atom]], why, least)
         named[name] = group, atoms
     groups, kept_whole, numbers, next_number = {}, {}, np.zeros(labels.size, np.int64), 1
@@ -224,7 +225,6 @@ def gathered(
         rows = rows[rows.any(axis=1)]
         return torch.from_numpy(rows) if len(rows) else None
 
-    parameters = dict(model.named_parameters())
     attributes = {where: index for where, dim in trace.attributes.items() if (index := units(once(dim))) is not None}
     structure = Channels(
         groups, kept_whole,
@@ -325,6 +325,21 @@ def trial(
         if faults:
             return faults
     return []
+
+
+def untrainable(structure: Channels, model: nn.Module, on_meta: bool, inputs: object, trace: Trace) -> dict[str, str]:
+    """Groups that code of training needs whole (an auxiliary head, say); looked for where a parameter has no part in the trace."""
+    if not trace.idle or not structure.groups:
+        return {}
+    keep, whole = uneven(structure, 0), all_kept(structure)
+
+    def trains(keep: Keep) -> bool:
+        return runs_in_training(cut(model, structure.kept(keep), structure.sizes(keep), on_meta), inputs)
+
+    if trains(keep) or not trains(whole):
+        return {}
+    alone = [name for name in keep if not trains({**whole, name: keep[name]})] or list(keep)
+    return dict.fromkeys(alone, "in training the smaller model fails")
 
 
 def uneven(structure: Channels, seed: int) -> Keep:

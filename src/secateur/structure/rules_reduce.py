@@ -34,6 +34,8 @@ def reduction(t: Trace, out: object, x: Tensor, *args: object, **kwargs: object)
             t.point(out[1] if pairs else out, t[x][d])  # type: ignore[index, arg-type]
         elif positions:
             t.freeze(t[x][d], "positions in it are asked for")
+        if t.op.removeprefix("aten::").startswith(("var", "std")):
+            t.labels.needs(t[x][d], 2)  # the variance of one number is none
         t.approximates(t[x][d], f"{t.op.removeprefix('aten::')} runs over it")
     one = out if isinstance(out, Tensor) else out[0]  # type: ignore[index]
     kept = one.dim() == x.dim()

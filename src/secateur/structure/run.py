@@ -51,10 +51,13 @@ def run(model: nn.Module, example: object) -> Trace:
     for name, dims in trace.tensors.items():
         if name.rpartition(".")[2].startswith("weight_hh"):  # PyTorch's name for what a recurrent layer multiplies its state by
             trace.labels.plays(dims[1], HIDDEN)
+        if name.rpartition(".")[2].startswith("weight_hr"):
+            trace.labels.freeze(dims[1], "a state that is projected must stay larger than its projection")
     for made in flat(outputs):
         if isinstance(made, Tensor):
             for dim in (*trace[made], *([trace.points[id(made)]] if id(made) in trace.points else [])):
                 trace.labels.freeze(dim, "an output of the model")
+    trace.idle = any(id(value) not in trace.used for value in model.parameters())
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if id(value) not in trace.used:
             for dim in trace[value]:

@@ -88,6 +88,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.origin: dict[int, str] = {}  # tensor -> the parameter whose elements it holds
         self.macs: dict[str, float] = {}  # parameter -> multiply-accumulates per element
         self.used: set[int] = set()
+        self.idle = False  # whether a parameter has no part in the run: it may have one in training
         self.values_read: list[str] = []  # places where the run looked at a value, and may have branched on it
         self.attributes: dict[Attribute, Dim] = {}
         self.own: dict[Attribute, Dim | None] = {}  # attributes of PyTorch's own layers: the dimension of their weight that they describe

@@ -206,6 +206,17 @@ def backward_fails(model: nn.Module, inputs: object) -> str:
     return ""
 
 
+def runs_in_training(model: nn.Module, inputs: object) -> bool:
+    try:
+        with like_the_trace(model), torch.no_grad():
+            for module in model.modules():
+                module.training = True
+            call(model, inputs)
+    except Exception:  # the user's code, whatever it raises
+        return False
+    return True
+
+
 def differentiate(model: nn.Module, outputs: object) -> None:
     """Gradients of the sum of all outputs."""
     total = sum(value.sum() for value in flat(outputs) if isinstance(value, Tensor) and value.requires_grad)

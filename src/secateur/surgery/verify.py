@@ -29,7 +29,8 @@ OWN: tuple[Convert, float] = (lambda value: value.clone(), 1e-3)  # for models t
 def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 1) -> dict[str, str]:
     """Groups of which removing a part is not the same as zeroing it, with the reason; {} where all is well.
 
-    Groups that the structure calls approximate are only permuted. All groups are tried at once, one by one only if that fails. A copy
+    Groups that the structure calls approximate are only permuted. Of the others some units are removed, then the rest instead: code may
+    look at a size, or slice from an end. All groups are tried at once, one by one only if that fails. A copy
     of the model, its values shaken a little (a layer norm of ones would hide what is in the wrong order), runs in float64, to 1e-9 of the
     largest output, or, if it cannot, as it is, to 1e-3.
     """
@@ -43,20 +44,29 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
     generator = torch.Generator().manual_seed(seed)
     copy = twin(model, lambda _, value: shaken(convert(value), generator))
     inputs = converted(example, convert)
-    reasons = {}
-    if parts and difference(copy, structure, {**whole, **parts}, inputs) > tolerance:
-        for name, part in parts.items():
-            gap = difference(copy, structure, {**whole, name: part}, inputs)
-            if gap > tolerance:
-                reasons[name] = f"the smaller model {ELSE} (they differ by {gap:.1e} of the largest output)"
-        reasons = reasons or {name: f"together with others, the smaller model {ELSE}" for name in parts}
-    others = [name for name in structure.groups if name not in reasons]
-    if others and moved(copy, structure, others, inputs, seed) > tolerance:
-        for name in others:
+    reasons: dict[str, str] = {}
+    for part in (parts, {name: others(keep, structure.groups[name].least) for name, keep in parts.items()}):
+        part = {name: keep for name, keep in part.items() if name not in reasons}
+        if part and difference(copy, structure, {**whole, **part}, inputs) > tolerance:
+            gaps = {name: difference(copy, structure, {**whole, name: keep}, inputs) for name, keep in part.items()}
+            guilty = {name: gap for name, gap in gaps.items() if gap > tolerance}
+            reasons |= {n: f"the smaller model {ELSE} (they differ by {gap:.1e} of the largest output)" for n, gap in guilty.items()}
+            if not guilty:
+                reasons |= {name: f"together with others, the smaller model {ELSE}" for name in part}
+    rest = [name for name in structure.groups if name not in reasons]
+    if rest and moved(copy, structure, rest, inputs, seed) > tolerance:
+        for name in rest:
             gap = moved(copy, structure, [name], inputs, seed)
             if gap > tolerance:
                 reasons[name] = f"the order of its units matters (outputs differ by {gap:.1e} of the largest)"
     return reasons
+
+
+def others(keep: Tensor, least: int) -> Tensor:
+    """The units that `keep` removes, and as few more as must be there: few are left, and every unit is removed once."""
+    kept = ~keep
+    missing = max(0, min(max(2, least), len(keep) - 1) - int(kept.sum()))
+    return kept.index_fill(0, keep.nonzero()[:missing, 0], True)
 
 
 def moved(model: nn.Module, structure: Channels, names: list[str], inputs: object, seed: int) -> float:
