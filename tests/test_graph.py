@@ -336,7 +336,7 @@ def test_a_pruned_graph_can_be_copied_and_the_copy_shares_nothing():
     assert copy.deepcopy(twin.train()).training
 
 
-@pytest.mark.parametrize("name", ["heads", "split", "padding"])
+@pytest.mark.parametrize("name", ["view", "heads", "split", "padding"])
 def test_a_pruned_graph_survives_the_disk(name: str, tmp_path):
     model, small, plan, inputs = pruned_graph(name)
     assert plan.sizes
