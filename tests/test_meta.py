@@ -122,6 +122,18 @@ def test_what_is_told_of_an_operator_that_works_element_by_element_is_right(name
         assert sum(agree(op, args) for args in calls(op)), f"nothing is ever told of {op}"
 
 
+@pytest.mark.parametrize("name", sorted(name for name in ALIKE if hasattr(ATEN, f"{name}_")))
+def test_in_place_an_operator_returns_what_it_was_given(name: str):
+    for op in overloads(f"{name}_"):
+        told_of = 0
+        for args in calls(op):
+            if (made := quick(op, args)) is not None:
+                told_of += 1
+                x = args[0].clone()
+                assert made is args[0] and asked(op, (x, *args[1:])) is x and x.shape == made.shape, args
+        assert told_of, f"nothing is ever told of {op}"
+
+
 # operators with weights -----------------------------------------------------------------------------------------------------------------
 
 IMAGES = [
@@ -192,13 +204,16 @@ def layer_norms_backward() -> Iterator[tuple[Any, ...]]:
 
 
 def linears() -> Iterator[tuple[Any, ...]]:
-    for x, b in itertools.product([meta(2, 5, 6), meta(6, 5).t(), meta(4, 7), torch.zeros(2, 6)], [None, meta(3), meta(4)]):
-        yield x, meta(3, 6), b
+    inputs = [meta(2, 5, 6), meta(6), meta(2, 6, 5).mT, meta(0, 6), meta(6, 2, 5).permute(1, 2, 0), meta(4, 7), meta(), torch.zeros(2, 6)]
+    weights = [meta(3, 6), meta(6, 3).t(), meta(1, 6), meta(6), meta(3, 4)]
+    yield from itertools.product([*inputs, meta(2, 6, dtype=HALF)], weights, [None, meta(3), meta(1), meta(4)])
 
 
 def attentions() -> Iterator[tuple[Any, ...]]:
-    yield meta(2, 4, 5, 6), meta(2, 4, 7, 6), meta(2, 4, 7, 3)
-    yield meta(2, 4, 5, 6), meta(2, 2, 7, 6), meta(2, 2, 7, 6)
+    """Heads in front or behind in memory, no heads, fewer keys than queries, keys that are not as many as values."""
+    queries = [meta(2, 4, 5, 6), meta(2, 5, 4, 6).transpose(1, 2), meta(4, 5, 6), meta(5, 6), meta(2, 4, 5, 3)]
+    keys = [meta(2, 4, 7, 6), meta(2, 7, 4, 6).transpose(1, 2), meta(2, 2, 7, 6), meta(2, 1, 7, 6), meta(4, 7, 6), meta(7, 6)]
+    yield from itertools.product(queries, keys, [*keys, meta(2, 4, 7, 3), meta(2, 4, 8, 6), meta(7, 3)])
     yield meta(2, 4, 5, 6), meta(2, 4, 7, 6), meta(2, 4, 7, 6), meta(5, 7)
 
 
@@ -232,6 +247,18 @@ def test_a_batch_norm_of_what_has_gaps_in_memory_has_a_gradient():
 def test_nothing_is_told_of_a_batch_norm_whose_tensors_do_not_fit(at: int):
     args: list[object] = [meta(2, 6, 4, 4), *(meta(4 if i == at else 6) for i in range(1, 5)), False, 0.1, 1e-5]
     assert quick(ATEN.native_batch_norm.default, tuple(args)) is None
+
+
+@pytest.mark.xfail(strict=True, reason="only some types are looked at")
+@pytest.mark.parametrize(
+    "op, args",
+    [
+        (ATEN.linear.default, (meta(2, 6, dtype=HALF), meta(3, 6, dtype=HALF), meta(3))),
+        (ATEN.scaled_dot_product_attention.default, (meta(2, 4, 5, 6), meta(2, 4, 5, 6, dtype=HALF), meta(2, 4, 5, 6))),
+    ],
+)
+def test_nothing_is_told_of_operands_of_several_types(op: Any, args: tuple[Any, ...]):
+    assert quick(op, args) is None
 
 
 def test_nothing_is_told_of_real_tensors_or_of_what_it_does_not_know():
