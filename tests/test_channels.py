@@ -313,7 +313,7 @@ def test_heads_by_default_are_whole_and_what_is_within_stays():
     assert torch.equal(small.q.weight, model.q.weight[kept]) and torch.equal(small.out.weight, model.out.weight[:, kept])
 
 
-@pytest.mark.parametrize("kinds", [["neuron"], ["head", "heads"], "head"])
+@pytest.mark.parametrize("kinds", [["neuron"], ["head", "heads"], "heads"])
 def test_an_unknown_kind_is_refused_with_those_that_there_are(kinds):
     model, inputs = built("heads")
     with pytest.raises(BadInput, match=r"no kind of unit .*Choose among channel, .*head dimension") as error:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.structure import Group
 from secateur.structure.structure import digest_of, shapes_of
-from secateur.tree import Scores, Tree
+from secateur.tree import Keep, Scores, Tree
 
 
 def mlp(*widths: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -34,6 +34,10 @@ class Hidden:
     model: nn.Sequential
     kind: str = "channels"
     frozen: dict[str, Group] = field(default_factory=dict)
+    divided: tuple[tuple[str, int], ...] = ()
+
+    def skipped(self, keep: Keep) -> tuple[str, ...]:
+        return ()
 
     @property
     def linears(self) -> list[str]:

@@ -8,7 +8,7 @@ smaller model <--repair-- shrink | mask <-- Plan <--select under a budget--'
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -98,6 +98,8 @@ def channels(model: nn.Module, example: object, exact: bool = False, units: Coll
     model would compute something else than the masked one. The model is not changed. Raises BadInput where the example does not fit.
     """
     found = traced_channels(model, example, exact, units)
+    if any(value.is_meta for value in model.parameters()):
+        return replace(found, notes=(*found.notes, "the model has no values (it is on the meta device): nothing was compared on numbers"))
     return found.without(unequal(model, found, example))
 
 
@@ -109,6 +111,8 @@ def structure_of(
         return structure
     if structure not in STRUCTURES:
         raise BadInput(f"There is no structure {structure!r}. Choose {', '.join(STRUCTURES)}.")
+    if units is not None and structure != "channels":
+        raise BadInput(f"units= chooses among the units of 'channels', but the structure is {structure!r}. Leave it out.")
     return STRUCTURES[structure](model, example, exact, units)
 
 

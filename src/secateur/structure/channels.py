@@ -153,7 +153,7 @@ def channels(model: nn.Module, example: object, exact: bool = False, units: Coll
     Before it is handed out, part of every group is removed on trial, and what then does not run as predicted is frozen.
     Raises BadInput where the example does not fit the model.
     """
-    kinds = USUAL if units is None else units
+    kinds = USUAL if units is None else [units] if isinstance(units, str) else units
     if unknown := set(kinds) - set(ALL_KINDS):
         raise BadInput(f"There is no kind of unit {sorted(unknown)[0]!r}. Choose among {', '.join(ALL_KINDS)}.")
     trace, on_meta, inputs = traced(model, example)

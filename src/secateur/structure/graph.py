@@ -182,6 +182,8 @@ def as_graph(model: nn.Module, example: object) -> Graph:
             shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else None for leaf in leaves]
             graph._shapes = tuple((-1, *shape[1:]) if shape else shape for shape in shapes)
             same = _agree(expected, call(graph, example))
+            if not _agree_on_part(model, graph, example):
+                graph._shapes = tuple(shapes)  # a number that is calculated from it is baked in
     except Exception as error:  # whatever the exporter or the user's code raises
         raise BadInput(
             f"The model cannot be exported as a graph: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}. "
@@ -353,6 +355,19 @@ def _module(graph: nn.Module, name: str) -> tuple[nn.Module, str]:
             graph.add_module(part, nn.Module())
         graph = graph.get_submodule(part)
     return graph, last
+
+
+def _agree_on_part(model: nn.Module, graph: Graph, example: object) -> bool:
+    """Whether both make the same of one sample; so where the model itself refuses it."""
+    part = each(lambda x: x[:1] if isinstance(x, Tensor) and x.dim() else x, example)
+    try:
+        expected = call(model, part)
+    except Exception:  # the user's code, whatever it raises
+        return True
+    try:
+        return _agree(expected, call(graph, part))
+    except Exception:  # sizes that do not fit
+        return False
 
 
 def _agree(a: object, b: object) -> bool:

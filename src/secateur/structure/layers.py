@@ -104,8 +104,10 @@ def layers(model: nn.Module, example: object, exact: bool = False) -> Layers:
     chosen = {"layers": sorted(found, key=order.index), "layers, approximate": []}
     if not exact:
         rows = [path for path in rest if in_a_row(model, path, seen) and not any(nested(path, other) for other in found)]
+        rows = [path for path in rows if follows(model.get_submodule(path), seen[path])]
         chosen["layers, approximate"] = sorted((p for p in rows if not any(p.startswith(o + ".") for o in rows)), key=order.index)
     blocks = {name: tuple(path for path in paths if runs_without(model, example, path)) for name, paths in chosen.items()}
+    rest |= {path: "the model asks for parts of it" for path in chosen["layers"] + chosen["layers, approximate"]}
     kinds = {type(model.get_submodule(path)) for paths in blocks.values() for path in paths}
     taken = {path for paths in blocks.values() for path in paths}
     frozen = {p: Group(p, (1,), "layer", frozen=why) for p, why in rest.items() if p not in taken and type(model.get_submodule(p)) in kinds}
@@ -179,6 +181,22 @@ def identity(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, obje
     x, y = first_of(args, kwargs), output
     assert isinstance(x, Tensor)
     return bool(x.numel()) and (y - x).abs().max().item() <= CLOSE * max(x.abs().max().item(), math.ulp(1.0))
+
+
+def follows(module: nn.Module, calls: Calls) -> bool:
+    """Whether the module, with its matrices at zero, still gives back the course of its first input: a residual stream under a norm."""
+    zeroed = twin(module, lambda _, value: torch.zeros_like(value) if value.dim() > 1 else value.clone())
+    try:
+        with evaluating(zeroed), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            pairs = [(first_of(args, kwargs), zeroed(*args, **kwargs)) for args, kwargs in calls]
+    except Exception:  # the user's code, whatever it raises about zeros
+        return False
+    return all(torch.nn.functional.cosine_similarity(centred(x), centred(y), dim=-1).mean() > 0.5 for x, y in pairs)
+
+
+def centred(x: object) -> Tensor:
+    assert isinstance(x, Tensor)
+    return x.double() - x.double().mean(-1, keepdim=True)
 
 
 def parameters_in_several(model: nn.Module) -> dict[str, set[int]]:

@@ -132,11 +132,13 @@ def reshape(t: Trace, dims: Dims, sizes: Sequence[int]) -> Dims:
 
 
 def flat(value: object) -> list[object]:
-    """The leaves of nested tuples, lists, dicts and dataclasses."""
+    """The leaves of nested tuples, lists, dicts, dataclasses and other plain objects."""
     if isinstance(value, (tuple, list)):
         return [leaf for item in value for leaf in flat(item)]
     if isinstance(value, dict):
         return [leaf for item in value.values() for leaf in flat(item)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [leaf for field in dataclasses.fields(value) for leaf in flat(getattr(value, field.name))]
+    if hasattr(value, "__dict__") and not isinstance(value, (Tensor, torch.nn.Module, type)) and not callable(value):
+        return [leaf for item in vars(value).values() for leaf in flat(item)]
     return [value]

@@ -174,9 +174,13 @@ def slice_(t: Trace, out: Tensor, x: Tensor, dim: int = 0, start: int | None = N
     whole = t[x][dim]
     part = whole[:, slice(start, end, step)]
     if part.shape != whole.shape:
-        for bound in (start, end):
-            if bound is not None and 0 < bound < x.shape[dim]:
-                t.size(whole[:, :bound])
+        bounds = [bound for bound in (start, end) if bound is not None and 0 < bound < x.shape[dim]]
+        if step != 1:
+            t.freeze(whole, "every so many of it are taken")
+        elif id(x) in t.stored and not all(t.origin_of(bound) for bound in bounds):
+            t.freeze(whole, "a part of it is taken, for a longer input another one")
+        for bound in bounds:
+            t.size(whole[:, :bound])
     return replaced(t[x], dim, part)
 
 

@@ -37,6 +37,7 @@ def run(model: nn.Module, example: object) -> Trace:
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         dims = trace.tensors[name] = tuple(trace.labels.fresh(size) if size > 1 else inert(size) for size in value.shape)
         trace.put(value, dims)
+        trace.stored.add(id(value))
     for name, value in model.named_parameters():
         trace.names[id(value)] = trace.origin[id(value)] = name
     for path, module in model.named_modules():
@@ -53,6 +54,8 @@ def run(model: nn.Module, example: object) -> Trace:
             trace.labels.plays(dims[1], HIDDEN)
         if name.rpartition(".")[2].startswith("weight_hr"):
             trace.labels.freeze(dims[1], "a state that is projected must stay larger than its projection")
+    if not any(isinstance(made, Tensor) for made in flat(outputs)):
+        raise ValueError("no output of the model is a tensor, so nothing tells what it computes")
     for made in flat(outputs):
         if isinstance(made, Tensor):
             for dim in (*trace[made], *([trace.points[id(made)]] if id(made) in trace.points else [])):

@@ -98,7 +98,9 @@ def check_prunable(structure: Structure) -> None:
             "; ".join(f"{name}: {group.frozen}" for name, group in list(structure.frozen.items())[:3])
             or "no dimension of its weights is a channel"
         )
-        raise NothingToPrune(f"The model has no unit that may be removed ({reasons}). Prune its connections instead: structure 'weights'.")
+        fixed = any("fixed in the code" in group.frozen or "AssertionError" in group.frozen for group in structure.frozen.values())
+        way = "Try as_graph=True, where sizes in the code follow" if fixed else "Prune its connections instead: structure 'weights'"
+        raise NothingToPrune(f"The model has no unit that may be removed ({reasons}). {way}.")
 
 
 def all_kept(structure: Structure) -> Keep:

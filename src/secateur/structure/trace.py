@@ -84,6 +84,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.tensors: dict[str, Dims] = {}  # of every parameter and buffer
         self.names: dict[int, str] = {}  # the parameters
+        self.stored: set[int] = set()  # parameters and buffers
         self.divided: set[tuple[str, int]] = set()  # (parameter, dimension) divided by its own norm: zeroing it would give 0 / 0
         self.origin: dict[int, str] = {}  # tensor -> the parameter whose elements it holds
         self.macs: dict[str, float] = {}  # parameter -> multiply-accumulates per element

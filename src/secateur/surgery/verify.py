@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..structure import Channels, all_kept
 from ..structure.channels import uneven
@@ -21,6 +23,7 @@ from ..task import call, each, evaluating
 from ..tree import Keep
 
 ELSE = "computes something else than the masked one"
+ROUNDED = 1e-5  # where a model's own code rounds to float32
 Convert = Callable[[Tensor], Tensor]
 DOUBLE: tuple[Convert, float] = (lambda value: value.double() if value.is_floating_point() else value.clone(), 1e-9)
 OWN: tuple[Convert, float] = (lambda value: value.clone(), 1e-3)  # for models that insist on a type of their own (x.float() in the code)
@@ -44,6 +47,8 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
     generator = torch.Generator().manual_seed(seed)
     copy = twin(model, lambda _, value: shaken(convert(value), generator))
     inputs = converted(example, convert)
+    if tolerance == DOUBLE[1] and casts(copy, inputs):
+        tolerance = ROUNDED
     reasons: dict[str, str] = {}
     for part in (parts, {name: others(keep, structure.groups[name].least) for name, keep in parts.items()}):
         part = {name: keep for name, keep in part.items() if name not in reasons}
@@ -103,6 +108,26 @@ def sources(index: Tensor, wanted: Tensor) -> Tensor:
 
 def sorted_by_units(index: Tensor) -> Tensor:
     return torch.from_numpy(np.lexsort(index.numpy()))
+
+
+class Lower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether anything is computed in less than float64."""
+
+    lower = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        self.lower |= any(isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 for x in flat(out))
+        return out
+
+
+def casts(model: nn.Module, inputs: object) -> bool:
+    """Whether the model's own code computes part of it in float32: a norm that casts, say."""
+    with Lower() as mode:  # type: ignore[no-untyped-call]
+        outputs(model, inputs)
+    return mode.lower
 
 
 def shaken(value: Tensor, generator: torch.Generator) -> Tensor:
