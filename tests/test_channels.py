@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -348,3 +349,47 @@ class Picking(nn.Module):
 
 def test_a_buffer_of_positions_leaves_the_other_dimensions_alone():
     assert {name: group.size for name, group in channels(Picking(), SERIES).groups.items()} == {"a": 6}
+
+
+class Positions(nn.Module):
+    """A table of positions, longer than the example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 16, 8))
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) + self.table[:, : x.shape[1]])
+
+
+def test_rows_that_the_example_does_not_reach_stay():
+    structure = channels(Positions(), torch.randn(2, 9, 5))
+    assert [set(group.members) for group in structure.groups.values()] == [
+        {("table", 2), ("first.weight", 0), ("first.bias", 0), ("last.weight", 1)}
+    ]
+    assert any("for a longer input another one" in group.frozen for group in structure.frozen.values())
+
+
+def test_outputs_in_a_plain_object_are_outputs():
+    model = Net(lambda n, x: SimpleNamespace(logits=n.b(n.a(x).relu())), a=nn.Linear(5, 6), b=nn.Linear(6, 3))
+    structure = channels(model, torch.randn(2, 5))
+    assert list(structure.groups) == ["a"] and "an output" in structure.frozen["b"].frozen
+
+
+class Auxiliary(nn.Module):
+    """A second head that works in training only, and reads its width from the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.aux = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(4, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        y = self.c(self.b(h).relu())
+        return y + self.aux(h) if self.training else y
+
+
+def test_what_training_needs_stays():
+    structure = channels(Auxiliary(), torch.randn(2, 5))
+    assert list(structure.groups) == ["b"] and structure.frozen["a"].frozen == "in training the smaller model fails"
