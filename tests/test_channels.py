@@ -272,10 +272,7 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
     return model.double().eval(), inputs.double()
 
 
-MIXED = pytest.mark.xfail(strict=True, reason="what is united with a weight's own channel is called a channel")
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[MIXED] * (name == "groups")) for name in KINDS_OF])
+@pytest.mark.parametrize("name", KINDS_OF)
 def test_units_are_called_what_they_are(name: str):
     model, inputs = built(name)
     _, _, usual, every = KINDS_OF[name]

@@ -249,7 +249,6 @@ def test_nothing_is_told_of_a_batch_norm_whose_tensors_do_not_fit(at: int):
     assert quick(ATEN.native_batch_norm.default, tuple(args)) is None
 
 
-@pytest.mark.xfail(strict=True, reason="only some types are looked at")
 @pytest.mark.parametrize(
     "op, args",
     [

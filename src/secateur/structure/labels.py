@@ -181,6 +181,8 @@ class Labels:
                 spread = mark[high] > 0
                 mark[low[spread]] = np.where(mark[low[spread]] > 0, mark[low[spread]], mark[high[spread]])
                 mark[high] = np.where(mark[high] > 0, mark[high], mark[low])
+            plain = (self.kind[low] == CHANNEL) & (self.kind[high] != CHANNEL)  # half of a split, whatever else it is
+            self.kind[low[plain]], self.family[low[plain]] = self.kind[high[plain]], self.family[high[plain]]
             self.parent[high] = low
             a, b = self.find(a), self.find(b)
 

@@ -108,6 +108,8 @@ def layer_norm_backward(g: Tensor, x: Tensor, shape: Sequence[int], *_: object) 
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Any:
+    if any(value.dtype != x.dtype for value in (w, b) if value is not None):
+        return None
     if recorded(x, w) or w.dim() != 2 or x.shape[-1:] != w.shape[1:] or (b is not None and b.shape != w.shape[:1]) or x.dtype != w.dtype:
         return None
     return empty(x, (*x.shape[:-1], w.shape[0]))
@@ -116,7 +118,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Any:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *_: object) -> Any:
     """The output is (..., l, f), with l and f next to each other in memory, as the plain kernel makes it."""
     same = q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
-    if recorded(q, k, v) or not same or mask is not None:
+    if recorded(q, k, v) or not same or mask is not None or not q.dtype == k.dtype == v.dtype:
         return None
     return empty(q, (*q.shape[:-1], v.shape[-1]))
 
