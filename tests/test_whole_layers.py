@@ -1,0 +1,114 @@
+"""structure/layers.py: what may be skipped is the identity without its parameters, and a model without it is the masked one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.structure import all_kept
+
+
+class Block(nn.Module):
+    """A residual block with its norm in front; behind the sum, if asked for."""
+
+    def __init__(self, width: int = 8, behind: bool = False) -> None:
+        super().__init__()
+        self.norm, self.inner, self.outer, self.behind = nn.LayerNorm(width), nn.Linear(width, 12), nn.Linear(12, width), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.outer(self.inner(x if self.behind else self.norm(x)).relu())
+        return self.norm(x + y) if self.behind else x + y
+
+
+def stack(behind: bool = False, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(5, 8), *(Block(8, behind) for _ in range(4)), nn.Linear(8, 3)).double().eval()
+
+
+X = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+DATA = [(X, torch.tensor([0, 1, 2, 0, 1, 2]))]
+
+
+def test_blocks_whose_branch_vanishes_are_units_and_other_modules_are_none():
+    structure = sc.layers(stack(), X)
+    assert structure.blocks == {"layers": ("1", "2", "3", "4")} and not structure.groups["layers"].approximate
+
+
+@pytest.mark.parametrize("gone", [[0], [1, 3], [0, 1, 2]])
+def test_the_model_without_them_is_the_masked_one(gone: list[int]):
+    model, structure = stack(), sc.layers(stack(), X)
+    keep = {"layers": torch.tensor([unit not in gone for unit in range(4)])}
+    plan = sc.select({"layers": keep["layers"].double()}, structure, threshold=0.5)
+    small = sc.shrink(model, plan)
+    assert plan.skipped == tuple(str(unit + 1) for unit in gone)
+    torch.testing.assert_close(small(X), sc.mask(model, plan)(X), rtol=1e-12, atol=1e-12)
+    gone_elements = sum(value.numel() for unit in gone for value in model[unit + 1].parameters())
+    assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in model.parameters()) - gone_elements
+    assert sum(structure.count(keep).values()) == sum(p.numel() for p in small.parameters())
+
+
+def test_reduce_is_the_derivative_of_expand():
+    structure = sc.layers(stack(), X)
+    values = {name: torch.randn(shape, dtype=torch.float64) for name, shape in structure.shapes.items()}
+    gates = {"layers": torch.ones(4, dtype=torch.float64, requires_grad=True)}
+    inner = sum((values[name] * mask).sum() for name, mask in structure.expand(gates).items())
+    torch.testing.assert_close(structure.reduce(values)["layers"], torch.autograd.grad(inner, gates["layers"])[0])
+
+
+def test_a_norm_behind_the_sum_makes_the_group_approximate_and_exact_leaves_it():
+    structure = sc.layers(stack(behind=True), X)
+    assert list(structure.groups) == ["layers, approximate"] and structure.groups["layers, approximate"].approximate
+    assert not sc.layers(stack(behind=True), X, exact=True).groups
+
+
+class Conditioned(nn.Module):
+    """Its first argument is not the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Bilinear(8, 8, 8) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = x
+        for block in self.blocks:
+            stream = stream + block(x, stream)
+        return stream
+
+
+def test_what_is_no_block_is_not_skipped():
+    assert not sc.layers(Conditioned(), torch.randn(4, 8)).groups
+    rows = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    assert not sc.layers(rows, torch.randn(4, 8)).groups
+
+
+def test_it_survives_the_disk_and_the_optimizer_goes_on(tmp_path: Path):
+    model = stack()
+    pruned = sc.prune(model, X, DATA, F.cross_entropy, structure="layers", amount=0.4, of="parameters")
+    sc.save(tmp_path / "small", pruned.model, pruned.plan)
+    assert torch.equal(sc.load(tmp_path / "small", lambda: stack(seed=1))(X), pruned.model(X))
+    optimizer = torch.optim.Adam(model.parameters())
+    F.cross_entropy(model(X), DATA[0][1]).backward()
+    optimizer.step()
+    again = sc.rebind(optimizer, model, pruned.model, pruned.plan)
+    assert len(again.param_groups[0]["params"]) == len([*pruned.model.parameters()])
+
+
+def test_parts_that_the_model_asks_for_stay():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3, enable_nested_tensor=False).eval()
+    structure = sc.layers(encoder, torch.randn(2, 4, 8))
+    assert structure.blocks == {"layers, approximate": ("layers.1", "layers.2")}
+    assert "asks for parts of it" in structure.frozen["layers.0"].frozen
+
+
+def test_nothing_of_the_callers_changes():
+    model = stack()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    keep = all_kept(sc.layers(model, X))
+    assert all(value.all() for value in keep.values()) and all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
