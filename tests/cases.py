@@ -14,15 +14,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 @dataclass(frozen=True)
-class Case:
-    """units: group -> size, as traced. frozen: group -> words of its reason. example: a function of nothing, so that cases stay cheap to list."""
+class Named:
+    """A model and its inputs, by functions of nothing: lists of them stay cheap."""
 
     name: str
     build: Callable[[], nn.Module]
     example: Callable[[], object]
-    units: dict[str, int]
-    frozen: dict[str, str] = field(default_factory=dict)
-    approximate: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -46,6 +43,15 @@ class Case:
         with torch.random.fork_rng():
             torch.manual_seed(1)
             return doubled(self.example())
+
+
+@dataclass(frozen=True)
+class Case(Named):
+    """units: group -> size, as traced. frozen: group -> words of its reason."""
+
+    units: dict[str, int]
+    frozen: dict[str, str] = field(default_factory=dict)
+    approximate: tuple[str, ...] = ()
 
 
 def doubled(value: object) -> object:

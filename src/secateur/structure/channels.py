@@ -25,7 +25,6 @@ KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
 ROLES = {HEAD: "head", WITHIN_HEAD: "head dimension", HIDDEN: "hidden state", EXPERT: "expert"}
 ALL_KINDS = (*KINDS.values(), *ROLES.values())
 USUAL = tuple(kind for kind in ALL_KINDS if kind != "head dimension")  # of attention whole heads, where they can go
-TRIALS = 1  # of every structure; the comparison of numbers is another one, with other units
 STUBBORN = 8  # a fault that comes back so often will not be cured dimension by dimension
 Index = tuple[Tensor | None, ...]  # per dimension, (factors, indices) numbers of units, 0: none
 
@@ -177,7 +176,8 @@ def gathered(
     once = Once(labels)
     tensors = {name: tuple(map(once, dims)) for name, dims in trace.tensors.items()}
     places = [(name, at, labels.resolve(dim, all_factors=True)) for name, dims in trace.tensors.items() for at, dim in enumerate(dims)]
-    signature = signatures(labels.size, [*places_of(tensors), *(once(dim) for step in trace.steps for dims in step.made for dim in dims)])
+    seen = [*(dim for dims in tensors.values() for dim in dims), *(once(dim) for step in trace.steps for dims in step.made for dim in dims)]
+    signature = signatures(labels.size, seen)
     frozen = labels.frozen[: labels.size].copy()
     if exact:
         approximate = labels.approximate[: labels.size]
@@ -253,10 +253,6 @@ class Once:
         return self.done[id(dim)][1]
 
 
-def places_of(tensors: Mapping[str, tuple[Dim, ...]]) -> list[Dim]:
-    return [dim for dims in tensors.values() for dim in dims]
-
-
 def signatures(size: int, dims: list[Dim]) -> np.ndarray:
     """A number per label, equal for labels that lie equally often in the same dimensions of the same tensors (a sum of random ones)."""
     random = np.random.default_rng(0).integers(1, 2**63, len(dims), dtype=np.uint64)
@@ -311,20 +307,19 @@ def trial(
     """Remove part of every group from a copy and run it, forward and backward: the operators that do not make what their labels say."""
     once = Once(trace.labels)
     units = {id(dim): numbers[once(dim)] for step in trace.steps for dims in (*step.made, step.read) for dim in dims}
-    for seed in range(TRIALS):
-        keep = uneven(structure, seed)
-        gates = structure._gates(keep).numpy()
-        small = cut(model, structure.kept(keep), structure.sizes(keep), on_meta)
-        size = lambda dim, gates=gates: int(gates[units[id(dim)]].all(0).sum())
-        last = seed == TRIALS - 1
-        faults = watch(small, inputs, trace.steps, size, backward=last)
-        if faults and last:
-            faults = watch(small, inputs, trace.steps, size)
-            if not faults and (error := backward_fails(small, inputs)) and not backward_fails(cut(model, {}, {}, on_meta), inputs):
-                faults = [Fault(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")]
-        if faults:
-            return faults
-    return []
+    keep = uneven(structure, 0)
+    gates = structure._gates(keep).numpy()
+    small = cut(model, structure.kept(keep), structure.sizes(keep), on_meta)
+
+    def size(dim: Dim) -> int:
+        return int(gates[units[id(dim)]].all(0).sum())
+
+    if not watch(small, inputs, trace.steps, size, backward=True):
+        return []
+    faults = watch(small, inputs, trace.steps, size)
+    if not faults and (error := backward_fails(small, inputs)) and not backward_fails(cut(model, {}, {}, on_meta), inputs):
+        return [Fault(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")]
+    return faults
 
 
 def untrainable(structure: Channels, model: nn.Module, on_meta: bool, inputs: object, trace: Trace) -> dict[str, str]:

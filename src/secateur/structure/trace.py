@@ -40,8 +40,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TORCH = os.path.dirname(os.path.abspath(torch.__file__))
 ATEN = torch.ops.aten
 WHOLE: dict[Any, Any] = {  # calls that are one step: which operators they run depends on strides and on sizes that are one
-    torch.nn.functional.linear: ATEN.linear.default,
-    ATEN.linear.default: ATEN.linear.default,
+    **dict.fromkeys((torch.nn.functional.linear, ATEN.linear.default), ATEN.linear.default),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, ATEN.matmul.default), ATEN.matmul.default),
     **dict.fromkeys((torch.einsum, ATEN.einsum.default), ATEN.einsum.default),
     **dict.fromkeys((torch.nn.functional.rms_norm, torch.rms_norm, ATEN.rms_norm.default), ATEN.rms_norm.default),
@@ -246,7 +245,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.labels.freeze(dim, problem)
             for x in outputs:
                 self.put(x, tuple(inert(size) for size in x.shape))
-        self.carry(func, inputs, outputs)
+        self.carry(inputs, outputs)
         sources = {self.origin[id(x)]: x for x in inputs if id(x) in self.origin}
         if self.op in ("aten::linear", "aten::matmul"):
             self.count(outputs[0].numel() * inputs[0].shape[-1], sources)
@@ -262,7 +261,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             made, numbers = tuple(self[x] for x in outputs), numbers_in(rule, args, kwargs)
             self.steps.append(Step(self.op, place, read, made, attributes, types, strides, numbers))
 
-    def carry(self, func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    def carry(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Positions that are only moved about stay positions; where anything else is done with them, none may change."""
         points = [self.points[id(x)] for x in inputs if id(x) in self.points]
         if not points or self.op in PICKS:
