@@ -15,9 +15,10 @@ from torch import Tensor, nn
 import secateur.structure.channels  # noqa: F401
 from oracles import OVER_KEPT, KeptOnly, masked, mean_over, permuted
 from secateur.structure import Channels
+from secateur.structure.calls import Whole
 from secateur.structure.cut import cut
 from secateur.structure.rules import flat, name_of
-from secateur.structure.trace import Trace, Whole
+from secateur.structure.trace import Trace
 from secateur.structure.watch import like_the_trace
 from secateur.surgery.verify import apart
 from secateur.task import call, evaluating

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure import Channels
+from secateur.structure.calls import Whole
 from secateur.structure.cut import twin
 from secateur.structure.rules import flat, name_of
-from secateur.structure.trace import SILENT, Whole
+from secateur.structure.trace import SILENT
 from secateur.structure.watch import like_the_trace
 from secateur.task import call
 from secateur.tree import Keep

@@ -21,6 +21,7 @@ Vector = NDArray[np.int64]
 
 CHANNEL, OUTER, INNER = 0, 1, 2  # what a label is by its making
 HEAD, WITHIN_HEAD, HIDDEN, EXPERT = 1, 2, 3, 4  # what it turns out to be by its use; 0: nothing special
+FROZEN, APPROXIMATE, ROLE, LEAST = range(4)  # what is marked on a label; the first two by the number of a reason
 KERNEL = "the extent of a kernel"  # frozen as a matter of course: nothing to report
 
 
@@ -46,37 +47,52 @@ class Labels:
     def __init__(self) -> None:
         self.size = 1
         self.parent, self.left, self.right, self.kind, self.family = (np.zeros(1024, np.int64) for _ in range(5))
-        self.frozen, self.approximate = np.zeros(1024, np.int64), np.zeros(1024, np.int64)  # numbers of reasons, 0: none
-        self.role, self.least = np.zeros(1024, np.int64), np.zeros(1024, np.int64)
+        self.marks = np.zeros((4, 1024), np.int64)
         self.reasons: list[str] = [""]
         self.links: list[tuple[Vector, int]] = []  # labels that an operator united
         self.pairs = False  # whether any label stands for two
         self.step = -1
         self.place = ""
 
+    @property
+    def frozen(self) -> Vector:
+        """Per label the number of a reason; 0: it may leave."""
+        return self.marks[FROZEN]
+
+    @property
+    def approximate(self) -> Vector:
+        return self.marks[APPROXIMATE]
+
+    @property
+    def role(self) -> Vector:
+        return self.marks[ROLE]
+
+    @property
+    def least(self) -> Vector:
+        return self.marks[LEAST]
+
     # making -----------------------------------------------------------------------------------------------------------------------------
 
     def fresh(self, n: int, kind: int = CHANNEL) -> Dim:
         start, self.size = self.size, self.size + n
         while self.size > len(self.parent):
-            for name in ("parent", "left", "right", "kind", "family", "frozen", "approximate", "role", "least"):
+            for name in ("parent", "left", "right", "kind", "family", "marks"):
                 array = getattr(self, name)
-                setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
+                setattr(self, name, np.concatenate([array, np.zeros_like(array)], axis=-1))
         new = np.arange(start, self.size, dtype=np.int64)
-        self.parent[new], self.kind[new] = new, kind
-        self.family[new] = start if kind else 0  # halves of a split are told apart, even where no tensor shows them apart
+        self.parent[start : self.size], self.kind[start : self.size] = new, kind
+        self.family[start : self.size] = start if kind else 0  # halves of a split are told apart, even where no tensor shows them apart
         return new[None]
 
     # reading ----------------------------------------------------------------------------------------------------------------------------
 
     def find(self, labels: Vector) -> Vector:
-        roots = self.parent[labels]
-        while True:
-            above = self.parent[roots]
-            if (above == roots).all():
-                break
+        parent = self.parent
+        roots = first = parent[labels]
+        while not (roots == (above := parent[roots])).all():
             roots = above
-        self.parent[labels] = roots
+        if roots is not first:
+            parent[labels] = roots
         return roots
 
     def resolve(self, dim: Dim, all_factors: bool = False) -> Dim:
@@ -86,7 +102,7 @@ class Labels:
         """
         if len(dim) == 1 and not self.pairs:
             row = self.find(dim[0])
-            return row[None] if row.any() else inert(len(row))
+            return row[None] if (len(row) and row[0]) or row.any() else inert(len(row))
         rows: list[Vector] = []
         todo = list(dim)
         while todo:
@@ -108,10 +124,10 @@ class Labels:
     # changing ---------------------------------------------------------------------------------------------------------------------------
 
     def freeze(self, dim: Dim, why: str) -> None:
-        self._mark("frozen", self.resolve(dim), why)
+        self._mark(FROZEN, self.resolve(dim), why)
 
     def approximates(self, dim: Dim, why: str) -> None:
-        self._mark("approximate", self.resolve(dim), why)
+        self._mark(APPROXIMATE, self.resolve(dim), why)
 
     def plays(self, dim: Dim, role: int, among: Sequence[int] = (CHANNEL, OUTER, INNER)) -> None:
         """What these indices are: heads, say. among: only labels of these kinds."""
@@ -123,8 +139,8 @@ class Labels:
         atoms = self.resolve(dim).ravel()
         self.least[atoms[atoms > 0]] = np.maximum(self.least[atoms[atoms > 0]], least)
 
-    def _mark(self, mark: str, atoms: Dim, why: str) -> None:
-        array = getattr(self, mark)
+    def _mark(self, mark: int, atoms: Dim, why: str) -> None:
+        array = self.marks[mark]
         atoms = self.find(atoms.ravel())  # a union may have come between
         atoms = atoms[(atoms > 0) & (array[atoms] == 0)]
         if atoms.size:
@@ -150,13 +166,13 @@ class Labels:
                 return
             na, nb = (a > 0).sum(0), (b > 0).sum(0)
             self._pair_up(a, b, na == nb)
-            self._mark("frozen", b[:, na == 0], "meets an input or a constant,")
-            self._mark("frozen", a[:, nb == 0], "meets an input or a constant,")
+            self._mark(FROZEN, b[:, na == 0], "meets an input or a constant,")
+            self._mark(FROZEN, a[:, nb == 0], "meets an input or a constant,")
             self._substitute(a, b, (na == 1) & (nb >= 2))
             self._substitute(b, a, (nb == 1) & (na >= 2))
             unequal = (na >= 2) & (nb >= 2) & (na != nb)
-            self._mark("frozen", a[:, unequal], "joined with a dimension of another make-up")
-            self._mark("frozen", b[:, unequal], "joined with a dimension of another make-up")
+            self._mark(FROZEN, a[:, unequal], "joined with a dimension of another make-up")
+            self._mark(FROZEN, b[:, unequal], "joined with a dimension of another make-up")
             if not ((na == 1) & (nb >= 2) | (nb == 1) & (na >= 2)).any():
                 return
         raise AssertionError("uniting does not come to rest")
@@ -165,24 +181,24 @@ class Labels:
         a, b = _packed(a[:, where]), _packed(b[:, where])
         for x, y in zip(a, b):
             both = (x > 0) & (y > 0)
-            self._union(x[both], y[both])
+            self._union(self.find(x[both]), self.find(y[both]))
 
     def _union(self, a: Vector, b: Vector) -> None:
-        """Whole vectors at once; a pair that lost the race for a parent is linked in the next turn."""
-        a, b = self.find(a), self.find(b)
-        if self.step >= 0 and (a != b).any():
-            self.links.append((np.minimum(a, b), self.step))
-        while True:
-            apart = a != b
-            if not apart.any():
-                return
+        """Whole vectors of roots at once; a pair that lost the race for a parent is linked in the next turn."""
+        linked = False
+        while (apart := a != b).any():
+            if not linked and self.step >= 0:
+                self.links.append((np.minimum(a, b), self.step))
+                linked = True
             low, high = np.minimum(a[apart], b[apart]), np.maximum(a[apart], b[apart])
-            for mark in (self.frozen, self.approximate, self.role, self.least):
-                spread = mark[high] > 0
-                mark[low[spread]] = np.where(mark[low[spread]] > 0, mark[low[spread]], mark[high[spread]])
-                mark[high] = np.where(mark[high] > 0, mark[high], mark[low])
-            plain = (self.kind[low] == CHANNEL) & (self.kind[high] != CHANNEL)  # half of a split, whatever else it is
-            self.kind[low[plain]], self.family[low[plain]] = self.kind[high[plain]], self.family[high[plain]]
+            marks = self.marks[:, high]
+            if marks.any():
+                which, at = np.nonzero((marks > 0) & (self.marks[:, low] == 0))
+                self.marks[which, low[at]] = marks[which, at]
+            kinds = self.kind[high]
+            if kinds.any():
+                plain = (self.kind[low] == CHANNEL) & (kinds != CHANNEL)  # half of a split, whatever else it is
+                self.kind[low[plain]], self.family[low[plain]] = kinds[plain], self.family[high[plain]]
             self.parent[high] = low
             a, b = self.find(a), self.find(b)
 
@@ -193,8 +209,8 @@ class Labels:
         single, several = _packed(single[:, where])[0], _packed(several[:, where])
         tangled = np.isin(single, several)
         if tangled.any():
-            self._mark("frozen", several[:, tangled], "joined with a part of itself")
-            self._mark("frozen", single[None, tangled], "joined with a part of itself")
+            self._mark(FROZEN, several[:, tangled], "joined with a part of itself")
+            self._mark(FROZEN, single[None, tangled], "joined with a part of itself")
         label, first = np.unique(np.where(tangled, 0, single), return_index=True)
         label, first = label[label > 0], first[label > 0]
         if not label.size:
@@ -208,7 +224,7 @@ class Labels:
             right = np.where(nested, pair, right)
         self.left[label], self.right[label] = halves[0], right
         self.pairs = True
-        for array in (self.frozen, self.approximate, self.role, self.least):
+        for array in self.marks:
             for reason in np.unique(array[label][array[label] > 0]):
                 marked = array[label] == reason
                 atoms = self.resolve(np.stack([halves[0][marked], right[marked]]))

@@ -27,10 +27,10 @@ OPAQUE: dict[str, type] = {}  # classes of modules and autograd functions that a
 
 def name_of(op: object) -> str:
     """ "aten::add" for torch.ops.aten.add, torch.ops.aten.add.Tensor and "aten::add"."""
+    if isinstance(op, torch._ops.OpOverload):
+        return op._overloadpacket._qualified_op_name
     if isinstance(op, type):
         return f"{op.__module__}::{op.__qualname__}"
-    if isinstance(op, torch._ops.OpOverload):
-        op = op.overloadpacket
     if isinstance(op, torch._ops.OpOverloadPacket):
         return op._qualified_op_name
     return str(op) if "::" in str(op) else f"aten::{op}"
@@ -131,14 +131,31 @@ def reshape(t: Trace, dims: Dims, sizes: Sequence[int]) -> Dims:
     return tuple(result)
 
 
+LEAVES = frozenset({Tensor, torch.nn.Parameter, int, float, bool, str, type(None), torch.dtype, torch.device})
+
+
 def flat(value: object) -> list[object]:
     """The leaves of nested tuples, lists, dicts, dataclasses and other plain objects."""
-    if isinstance(value, (tuple, list)):
-        return [leaf for item in value for leaf in flat(item)]
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in flat(item)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [leaf for field in dataclasses.fields(value) for leaf in flat(getattr(value, field.name))]
-    if hasattr(value, "__dict__") and not isinstance(value, (Tensor, torch.nn.Module, type)) and not callable(value):
-        return [leaf for item in vars(value).values() for leaf in flat(item)]
-    return [value]
+    found: list[object] = []
+    gather(value, found)
+    return found
+
+
+def gather(value: object, found: list[object]) -> None:
+    kind = type(value)
+    if kind in LEAVES:
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            gather(item, found)
+    elif isinstance(value, dict):
+        for item in value.values():
+            gather(item, found)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            gather(getattr(value, field.name), found)
+    elif hasattr(value, "__dict__") and not isinstance(value, (Tensor, torch.nn.Module, type)) and not callable(value):
+        for item in vars(value).values():
+            gather(item, found)
+    else:
+        found.append(value)

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..task import call
+from .calls import opaque_as_steps
 from .cut import owned, to_meta, twin, without_values
 from .labels import HIDDEN, inert
 from .rules import flat
 from .sizes import remember
-from .trace import SizesSeen, Trace, named_modules_followed, opaque_as_steps
+from .trace import SizesSeen, Trace
 from .watch import like_the_trace
 
 
@@ -41,11 +42,12 @@ def run(model: nn.Module, example: object) -> Trace:
     for name, value in model.named_parameters():
         trace.names[id(value)] = trace.origin[id(value)] = name
     for path, module in model.named_modules():
+        trace.modules[id(module)] = path
         for attribute, whose in owned(module).items():
             where = f"{path}.{attribute}" if path else attribute
             weight = module._parameters.get(whose[0]) if whose else None  # a parametrised weight is none
             trace.own[where, None] = trace[weight][whose[1]] if whose and weight is not None else None
-    with like_the_trace(model), torch.no_grad(), named_modules_followed(model, trace):
+    with like_the_trace(model), torch.no_grad():
         with SizesSeen(trace), trace, opaque_as_steps(model, trace.whole):
             outputs = call(model, example)
     trace.labels.step, trace.labels.place = -1, ""

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..task import call
 from . import rules_layers, rules_reduce, rules_shape
+from .calls import Whole
 from .graph import Graph
 from .labels import CHANNEL, Dim, Labels, inert, merge
 from .meta import quick
-from .rules import OPAQUE, RULES, Dims, flat, name_of, pointwise
+from .rules import RULES, Dims, flat, name_of, pointwise
 from .rules_layers import sizes_by_letter
 from .sizes import Attribute, Origin, Remembered, origins_of
 
@@ -38,17 +38,7 @@ MOVES = {
 }  # fmt: skip
 HERE = os.path.dirname(os.path.abspath(__file__))
 TORCH = os.path.dirname(os.path.abspath(torch.__file__))
-ATEN = torch.ops.aten
-WHOLE: dict[Any, Any] = {  # calls that are one step: which operators they run depends on strides and on sizes that are one
-    **dict.fromkeys((torch.nn.functional.linear, ATEN.linear.default), ATEN.linear.default),
-    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, ATEN.matmul.default), ATEN.matmul.default),
-    **dict.fromkeys((torch.einsum, ATEN.einsum.default), ATEN.einsum.default),
-    **dict.fromkeys((torch.nn.functional.rms_norm, torch.rms_norm, ATEN.rms_norm.default), ATEN.rms_norm.default),
-    **dict.fromkeys(
-        (torch.nn.functional.scaled_dot_product_attention, ATEN.scaled_dot_product_attention.default),
-        ATEN.scaled_dot_product_attention.default,
-    ),
-}
+RUNS_A_MODULE = nn.Module._call_impl.__code__
 SILENT = {"aten::detach", "aten::alias", "aten::clone"}  # no steps: whether they run depends on who is watching, or on strides
 
 
@@ -93,7 +83,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.attributes: dict[Attribute, Dim] = {}
         self.own: dict[Attribute, Dim | None] = {}  # attributes of PyTorch's own layers: the dimension of their weight that they describe
         self.origins: list[Origin] = []
-        self.modules: list[str] = []
+        self.modules: dict[int, str] = {}  # module -> its path
         self.points: dict[int, Dim] = {}  # tensor -> the dimension that its values are positions in
         self.op = ""
         self.called = ""  # the function of the user's call
@@ -288,17 +278,19 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.origin.setdefault(id(y), whole[0])
 
     def place(self) -> str:
-        """The user's line (the nearest frame outside PyTorch and this package) and the module at work."""
+        """The user's line (the nearest frame outside PyTorch and this package) and the module at work (the innermost that has a name)."""
+        line = module = ""
         frame: FrameType | None = sys._getframe(2)
-        while frame is not None and frame.f_code is not call.__code__ and frame.f_code.co_filename.startswith((TORCH, HERE, "<frozen")):
-            if frame.f_code is Graph.forward.__code__:
+        while frame is not None and frame.f_code is not call.__code__ and not (line and module):
+            code = frame.f_code
+            if code is RUNS_A_MODULE:
+                module = module or self.modules.get(id(frame.f_locals["self"]), "")
+            elif code is Graph.forward.__code__:
                 return frame.f_locals["node"].place
+            elif not line and not code.co_filename.startswith((TORCH, HERE, "<frozen")):
+                line = f"{os.path.basename(code.co_filename)}:{frame.f_lineno}"
             frame = frame.f_back
-        module = next((name for name in reversed(self.modules) if name), "")
-        if frame is None or frame.f_code is call.__code__:  # PyTorch's own containers run the model, and no line of the user's
-            return module or "the model itself"
-        line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-        return f"{line} ({module})" if module else line
+        return (f"{line} ({module})" if module else line) if line else module or "the model itself"
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -323,40 +315,18 @@ def rule_of(func: Any) -> Callable[..., Any] | None:
     name = name_of(func)
     if name in RULES:
         return RULES[name]
-    forms = [func]
-    if name.endswith("_"):
-        namespace, _, base = name[:-1].partition("::")
-        packet = getattr(getattr(torch.ops, namespace), base, None)
-        if packet is not None:
-            forms += [getattr(packet, overload) for overload in packet.overloads()]
-            if name[:-1] in RULES:
-                return RULES[name[:-1]]
-    return pointwise if any(torch.Tag.pointwise in form.tags for form in forms) else None
+    if name.endswith("_") and name[:-1] in RULES and hasattr(getattr(torch.ops, name.partition("::")[0]), name.partition("::")[2][:-1]):
+        return RULES[name[:-1]]
+    return pointwise if is_pointwise(func) else None
 
 
-class Whole(TorchFunctionMode):
-    """Hands the calls that are one step to `step(operator, args, kwargs)`."""
-
-    def __init__(self, step: Callable[[Any, tuple[Any, ...], dict[str, Any]], object]) -> None:
-        super().__init__()
-        self.step = step
-
-    def __torch_function__(
-        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
-    ) -> object:
-        one = WHOLE.get(func)
-        if one is ATEN.einsum.default and not isinstance(args[-1], (tuple, list)):
-            args = (args[0], args[1:])
-        return func(*args, **(kwargs or {})) if one is None else self.step(one, *in_order(one, args, kwargs or {}))
-
-
-def in_order(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments given by name in their places, as far as all before them are given."""
-    for argument in op._schema.arguments[len(args) :] if kwargs else ():
-        if argument.kwarg_only or argument.name not in kwargs:
-            break
-        args = (*args, kwargs[argument.name])
-    return args, {name: value for name, value in kwargs.items() if name not in [a.name for a in op._schema.arguments[: len(args)]]}
+@functools.cache
+def is_pointwise(func: Any) -> bool:
+    """Whether PyTorch tags the operator, or its out-of-place form, so."""
+    namespace, _, base = name_of(func).partition("::")
+    packet = getattr(getattr(torch.ops, namespace), base[:-1], None) if base.endswith("_") else None
+    forms = [func] if packet is None else [func, *(getattr(packet, overload) for overload in packet.overloads())]
+    return any(torch.Tag.pointwise in form.tags for form in forms)
 
 
 class SizesSeen(Whole):
@@ -374,57 +344,3 @@ class SizesSeen(Whole):
             return super().__torch_function__(func, types, args, kwargs)
         finally:
             self.trace.origins = []
-
-
-@dataclass(frozen=True)
-class Opaque:
-    """A module or an autograd function as one operator."""
-
-    name: str
-    function: Callable[..., object]
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        return self.function(*args, **kwargs)
-
-    def __str__(self) -> str:
-        return self.name
-
-
-@contextmanager
-def opaque_as_steps(model: nn.Module, step: Callable[[Any, tuple[Any, ...], dict[str, Any]], object]) -> Iterator[None]:
-    """While the model runs, modules and autograd functions whose classes have a rule are handed to `step` whole."""
-    undo: list[tuple[object, str]] = []
-    for name, kind in OPAQUE.items():
-        if name in RULES and issubclass(kind, torch.autograd.Function):
-            one = Opaque(name, kind.apply)
-            setattr(kind, "apply", lambda *args, one=one: step(one, args, {}))  # noqa: B010 (mypy)
-            undo.append((kind, "apply"))
-    for module in model.modules() if OPAQUE else ():
-        name = name_of(type(module))
-        if name in OPAQUE and name in RULES:
-            one = Opaque(name, lambda module, *args, **kwargs: type(module).forward(module, *args, **kwargs))
-            module.__dict__["forward"] = lambda *args, one=one, module=module, **kwargs: step(one, (module, *args), kwargs)
-            undo.append((module, "forward"))
-    try:
-        yield
-    finally:
-        for where, attribute in undo:
-            delattr(where, attribute)
-
-
-@contextmanager
-def named_modules_followed(model: nn.Module, trace: Trace) -> Iterator[None]:
-    """While the model runs, `trace.modules` is the path of the modules at work."""
-
-    def left(*_: object) -> None:
-        trace.modules.pop()
-
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _m, _a, name=name: trace.modules.append(name)))
-        handles.append(module.register_forward_hook(left, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..task import call, evaluating
+from .calls import Whole, opaque_as_steps
 from .labels import Dim
 from .meta import Quick
 from .rules import flat, name_of
-from .trace import SILENT, Step, Whole, numbers_in, opaque_as_steps, rule_of, run
+from .trace import SILENT, Step, numbers_in, rule_of, run
 
 COUNTED = "a number that is calculated from its size changes:"
 FIXED = "its size is fixed in the code and cannot follow:"
