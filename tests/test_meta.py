@@ -217,6 +217,37 @@ def attentions() -> Iterator[tuple[Any, ...]]:
     yield meta(2, 4, 5, 6), meta(2, 4, 7, 6), meta(2, 4, 7, 6), meta(5, 7)
 
 
+def means() -> Iterator[tuple[Any, ...]]:
+    tensors = [*OPERANDS.values(), *IMAGES]
+    for x, dims in itertools.product(tensors, ([2, 3], [-1, -2], [1], [-1], [0], [], None, [7], [1, 1], [0, -1], [1, -1, -2])):
+        for rest in ((), (False,), (True,)):
+            yield x, dims, *rest
+
+
+def products() -> Iterator[tuple[Any, ...]]:
+    matrices = [meta(4, 5), meta(5, 4), meta(5, 4).t(), meta(4, 4), meta(0, 4), meta(5, 1), meta(5, 4, dtype=HALF), meta(4, 5, dtype=LONG)]
+    yield from itertools.product(matrices, matrices)
+    yield meta(4, 5), torch.zeros(5, 4)
+
+
+def batched_products() -> Iterator[tuple[Any, ...]]:
+    yield from ((torch.empty_like(a)[None].expand(n, *a.shape), b[None].expand(m, *b.shape)) for a, b in products() for n in (2, 0) for m in (2, 1))
+    yield meta(2, 4, 5).mT, meta(2, 4, 3)
+
+
+def products_and_more() -> Iterator[tuple[Any, ...]]:
+    for bias in (meta(4), meta(1), meta(5, 4), meta(), meta(4, dtype=HALF), meta(1, 4)):
+        yield from ((bias, a, b) for a, b in products())
+
+
+def concatenations() -> Iterator[tuple[Any, ...]]:
+    tensors = [*OPERANDS.values()]
+    for x, y in itertools.product(tensors, tensors):
+        yield from (([x, y], *dim) for dim in ((), (0,), (1,), (-1,), (-2,), (3,), (-5,)))
+    yield [meta(2, 3), meta(2, 4), meta(2, 1)], 1
+    yield [meta(2, 3)], 1
+
+
 ARGUMENTS: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
     "convolution": convolutions,
     "linear": linears,
@@ -226,12 +257,17 @@ ARGUMENTS: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
     "native_batch_norm_backward": batch_norms_backward,
     "native_layer_norm": layer_norms,
     "native_layer_norm_backward": layer_norms_backward,
+    "mean": means,
+    "mm": products,
+    "bmm": batched_products,
+    "addmm": products_and_more,
+    "cat": concatenations,
 }
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN))
+@pytest.mark.parametrize("name", sorted([*KNOWN, "cat"]))
 def test_what_is_told_of_an_operator_with_weights_is_right(name: str):
-    op = getattr(ATEN, name).default
+    op = ATEN.mean.dim if name == "mean" else getattr(ATEN, name).default
     assert sum(agree(op, args) for args in ARGUMENTS[name]()), f"nothing is ever told of {op}"
 
 
@@ -265,7 +301,7 @@ def test_nothing_is_told_of_real_tensors_or_of_what_it_does_not_know():
     assert quick(ATEN.relu.default, (x,)) is None and quick(ATEN.add.Tensor, (x.to("meta"), x)) is None
     y = x.to("meta")
     for op, args in (
-        (ATEN.mm.default, (y, y.t())),
+        (ATEN.matmul.default, (y, y.t())),
         (ATEN.relu.out, (y,)),
         (ATEN.zeros.default, ([2],)),
     ):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -155,6 +157,11 @@ def channels(model: nn.Module, example: object, exact: bool = False, units: Coll
     kinds = USUAL if units is None else [units] if isinstance(units, str) else units
     if unknown := set(kinds) - set(ALL_KINDS):
         raise BadInput(f"There is no kind of unit {sorted(unknown)[0]!r}. Choose among {', '.join(ALL_KINDS)}.")
+    with nothing_collected():
+        return held_to_trial(model, example, exact, kinds)
+
+
+def held_to_trial(model: nn.Module, example: object, exact: bool, kinds: Collection[str]) -> Channels:
     trace, on_meta, inputs = traced(model, example)
     stops = Counter[Fault]()
     while True:
@@ -166,6 +173,19 @@ def channels(model: nn.Module, example: object, exact: bool = False, units: Coll
         for dims, why in [culprits(trace, fault) for fault in faults] if stops[faults[-1]] < STUBBORN else [rest(trace, faults[-1])]:
             for dim in dims:
                 trace.labels.freeze(dim, why)
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Python's collector of cycles looks at every object of the process whenever many are new: longer than many a model's trace takes."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def gathered(
@@ -258,15 +278,8 @@ def signatures(size: int, dims: list[Dim]) -> np.ndarray:
     random = np.random.default_rng(0).integers(1, 2**63, len(dims), dtype=np.uint64)
     signature = np.zeros(size, np.uint64)
     for dim, number in zip(dims, random):
-        if len(dim) == 1:
-            row = dim[0]
-            distinct = row[0] + len(row) - 1 == row[-1] and (np.diff(row) == 1).all()
-            if distinct:  # the usual dimension: labels one after the other
-                signature[row[0] : row[-1] + 1] += number
-                continue
         for row in dim:
-            atoms, times = np.unique(row, return_counts=True)
-            signature[atoms] += number * times.astype(np.uint64)
+            np.add.at(signature, row, number)
     return signature
 
 

@@ -51,6 +51,9 @@ def copied(value: object, memo: dict[int, object]) -> object:
         return new
     if type(value) is OrderedDict and not value:
         return OrderedDict()
+    if type(value) is list and all(type(item) in ATOMS for item in value):
+        memo[id(value)] = again = list(value)
+        return again
     if type(value) is tuple and all(type(item) in ATOMS for item in value):
         return value
     if type(value) is set and all(type(item) in ATOMS for item in value):
@@ -94,7 +97,8 @@ OWN = vars(nn.Module()).keys()  # what every module has: parameters, buffers, mo
 def by_attributes(module: nn.Module) -> bool:
     """Whether the module is copied attribute by attribute: fast, and in classes that copy from a description (Keras's) it keeps tensors."""
     kind = type(module)
-    return not hasattr(kind, "__deepcopy__") and (kind.__setstate__ is nn.Module.__setstate__ or kind.__reduce__ is not object.__reduce__)
+    plain = kind.__setstate__ in (nn.Module.__setstate__, _ConvNd.__setstate__)  # a convolution's only mends what old versions saved
+    return not hasattr(kind, "__deepcopy__") and (plain or kind.__reduce__ is not object.__reduce__)
 
 
 def cut(model: nn.Module, kept: Kept, sizes: Mapping[str, int | tuple[int, ...]], shapes_only: bool = False) -> nn.Module:

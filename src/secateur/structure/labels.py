@@ -38,7 +38,7 @@ def merge(a: Dim, b: Dim) -> Dim:
 def join(dims: Sequence[Dim]) -> Dim:
     """Labels of the concatenation."""
     factors = max(len(dim) for dim in dims)
-    return np.concatenate([np.pad(dim, ((0, factors - len(dim)), (0, 0))) for dim in dims], axis=1)
+    return np.concatenate([dim if len(dim) == factors else np.pad(dim, ((0, factors - len(dim)), (0, 0))) for dim in dims], axis=1)
 
 
 class Labels:
@@ -153,9 +153,15 @@ class Labels:
         """Index by index, a and b leave together. Raises ValueError where their lengths differ."""
         if a.shape[1] != b.shape[1]:
             raise ValueError(f"cannot unite {a.shape[1]} with {b.shape[1]} indices")
+        if not len(a) and not len(b):
+            return
         a, b = self.resolve(a), self.resolve(b)
+        if a.shape == b.shape and (a == b).all():
+            return
         if len(a) == 1 and len(b) == 1 and a.all() and b.all():  # nearly always
             self._union(a[0], b[0])
+            return
+        if self._new_as_pair(a, b) or self._new_as_pair(b, a):
             return
         for _ in range(64):  # a substitution may meet a label twice, and is then looked at again
             a, b = _without_common(self.resolve(a), self.resolve(b))
@@ -176,6 +182,20 @@ class Labels:
             if not ((na == 1) & (nb >= 2) | (nb == 1) & (na >= 2)).any():
                 return
         raise AssertionError("uniting does not come to rest")
+
+    def _new_as_pair(self, single: Dim, pair: Dim) -> bool:
+        """At once, where it is plain to see: labels that nothing has happened to become pairs."""
+        if len(single) != 1 or len(pair) != 2 or not pair.all():
+            return False
+        row = single[0]
+        low, high = row[0], row[-1]
+        if low == 0 or high - low != len(row) - 1 or (np.diff(row) != 1).any() or self.marks[:, low : high + 1].any():
+            return False
+        if ((pair >= low) & (pair <= high)).any():
+            return False
+        self.left[low : high + 1], self.right[low : high + 1] = pair
+        self.pairs = True
+        return True
 
     def _pair_up(self, a: Dim, b: Dim, where: NDArray[np.bool_]) -> None:
         a, b = _packed(a[:, where]), _packed(b[:, where])

@@ -17,33 +17,37 @@ ALIKE = {  # element by element, and of the type of the first operand
     "threshold_backward", "gelu_backward", "silu_backward", "sigmoid_backward", "tanh_backward", "hardswish_backward",
     "hardsigmoid_backward", "hardtanh_backward", "leaky_relu_backward", "elu_backward",
 }  # fmt: skip
+CAT = torch.ops.aten.cat.default
 
 
 def quick(func: Any, args: tuple[Any, ...]) -> Any:
     """What the operator makes, if that is plain to see; else None."""
-    if not args or not isinstance(args[0], Tensor) or not args[0].is_meta:
+    if not args:
+        return None
+    x = args[0]
+    if not isinstance(x, Tensor):
+        return cat(*args) if func is CAT else None
+    if not x.is_meta:
         return None
     name = name_of(func).removeprefix("aten::")
     if name[:-1] in ALIKE and name[-1] == "_":
-        return args[0] if alike(args) is not None and not args[0].requires_grad else None
+        return x if widest(args) is x else None
     if name in ALIKE and "out" not in func._overloadname:
-        return alike(args)
+        y = widest(args)
+        return None if y is None else like(y)
     known = KNOWN.get(name)
     return None if known is None else known(*args)
 
 
-def alike(args: tuple[Any, ...]) -> Tensor | None:
-    """A tensor like the first operand, if the others are numbers, or tensors of its type that broadcast to it."""
-    x = args[0]
-    if not x.is_floating_point():
+def widest(args: tuple[Any, ...]) -> Tensor | None:
+    """The first operand to which all others broadcast, if they are of its type, or numbers."""
+    tensors = [y for y in args if isinstance(y, Tensor)]
+    x = tensors[0] if len(tensors) == 1 else max(tensors, key=lambda y: (y.dim(), y.numel()))
+    if not x.is_floating_point() or any(isinstance(y, complex) for y in args):
         return None
-    for y in args[1:]:
-        if isinstance(y, Tensor):
-            if y.dtype != x.dtype or not y.is_meta or not fits(y, x):
-                return None
-        elif isinstance(y, complex):
-            return None
-    return like(x)
+    if any(y.dtype != x.dtype or not y.is_meta or not (y is x or fits(y, x)) for y in tensors):
+        return None
+    return x if x is args[0] or all(y.is_contiguous() for y in tensors) else None  # the first decides on the order of memory
 
 
 def fits(y: Tensor, x: Tensor) -> bool:
@@ -123,6 +127,37 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *_: o
     return empty(q, (*q.shape[:-1], v.shape[-1]))
 
 
+def mean(x: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False) -> Tensor | None:
+    n = x.dim()
+    gone = {d % n for d in dims} if dims and n and all(-n <= d < n for d in dims) else set()
+    if not gone or len(gone) != len(dims or ()) or not x.is_contiguous() or not x.is_floating_point():
+        return None
+    return empty(x, [1 if d in gone else size for d, size in enumerate(x.shape) if keepdim or d not in gone])
+
+
+def mm(a: Tensor, b: Tensor) -> Tensor | None:
+    """(..., n, k) times (..., k, m): one matrix each, or as many on both sides."""
+    fitting = a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2] and a.dtype == b.dtype and a.is_floating_point() and b.is_meta
+    return empty(a, (*a.shape[:-1], b.shape[-1])) if fitting else None
+
+
+def addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
+    fitting = bias.dim() == 1 and bias.shape == b.shape[-1:] and bias.dtype == a.dtype and bias.shape[0] > 1
+    return mm(a, b) if fitting else None
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+    """Of contiguous tensors of one type."""
+    x = tensors[0]
+    if not x.dim() or not -x.dim() <= dim < x.dim() or not all(y.is_meta and y.is_contiguous() for y in tensors):
+        return None
+    dim %= x.dim()
+    shapes = [(*y.shape[:dim], *y.shape[dim + 1 :]) for y in tensors]
+    if any(y.dim() != x.dim() or y.dtype != x.dtype for y in tensors) or any(shape != shapes[0] for shape in shapes):
+        return None
+    return empty(x, (*x.shape[:dim], sum(y.shape[dim] for y in tensors), *x.shape[dim + 1 :]))
+
+
 def recorded(*tensors: Tensor) -> bool:
     """Whether autograd watches: a call of several operators must then really run."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
@@ -136,6 +171,10 @@ KNOWN: dict[str, Callable[..., Any]] = {
     "_native_batch_norm_legit_no_training": batch_norm,
     "native_batch_norm_backward": batch_norm_backward,
     "native_layer_norm": layer_norm,
+    "mean": mean,
+    "mm": mm,
+    "bmm": mm,
+    "addmm": addmm,
     "native_layer_norm_backward": layer_norm_backward,
 }
 

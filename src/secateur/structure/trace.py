@@ -237,7 +237,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.put(x, tuple(inert(size) for size in x.shape))
         self.carry(inputs, outputs)
         sources = {self.origin[id(x)]: x for x in inputs if id(x) in self.origin}
-        if self.op in ("aten::linear", "aten::matmul"):
+        if self.op == "aten::convolution":
+            x, w, transposed = args[0], args[1], args[6]
+            self.count((x if transposed else outputs[0]).numel() * w[0].numel(), sources)  # type: ignore[attr-defined]
+        elif self.op in ("aten::linear", "aten::matmul"):
             self.count(outputs[0].numel() * inputs[0].shape[-1], sources)
         elif self.op == "aten::einsum":
             self.count(math.prod(sizes_by_letter(args[0], inputs).values()), sources)  # type: ignore[arg-type]
