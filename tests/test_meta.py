@@ -231,7 +231,8 @@ def products() -> Iterator[tuple[Any, ...]]:
 
 
 def batched_products() -> Iterator[tuple[Any, ...]]:
-    yield from ((torch.empty_like(a)[None].expand(n, *a.shape), b[None].expand(m, *b.shape)) for a, b in products() for n in (2, 0) for m in (2, 1))
+    for (a, b), n, m in itertools.product(products(), (2, 0), (2, 1)):
+        yield torch.empty_like(a)[None].expand(n, *a.shape), b[None].expand(m, *b.shape)
     yield meta(2, 4, 5).mT, meta(2, 4, 3)
 
 

@@ -261,3 +261,41 @@ def test_what_stands_in_has_the_order_of_memory_of_what_it_stands_for(strides):
     assert made.shape == (2, 4, 5) and made.dtype == torch.float64 and made.device.type == "meta"
     order = lambda line: sorted(range(3), key=lambda d: -line[d])
     assert order(made.stride()) == order(strides) and made.untyped_storage().nbytes() == 2 * 4 * 5 * 8
+
+
+class Checked(nn.Module):
+    """Refuses what is not as wide as it was built."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer, self.width = nn.Linear(6, 9), nn.Linear(9, 6), (9, "of the hidden layer")
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        y = self.inner(x).relu()
+        assert y.shape[-1] == self.width[0]
+        return {"made": [self.outer(y) + x, None]}
+
+
+def test_a_run_goes_on_behind_the_modules_that_refuse_their_sizes():
+    """In one run the fault of every module is found, and the last one's, behind them."""
+
+    def forward(n: Net, x: Tensor) -> Tensor:
+        for block in n.blocks:
+            x = block(x)["made"][0]
+        return n.last(n.first(x).view(-1, 7))
+
+    layers = {"blocks": nn.Sequential(*(Checked() for _ in range(5))), "first": nn.Linear(6, 7), "last": nn.Linear(7, 2)}
+    trace, on_meta, given = traced(model := Net(forward, **layers), torch.randn(4, 6))
+    structure, numbers = gathered(model, trace, {}, False, ALL_KINDS)
+    keep = uneven(structure, 0)
+    gates = structure._gates(keep).numpy()
+    small = cut(model, structure.kept(keep), structure.sizes(keep), on_meta)
+
+    def size(dim: Dim) -> int:
+        return int(gates[numbers[trace.labels.resolve(dim)]].all(0).sum())
+
+    every = watch(small, given, trace.steps, size, spans=trace.spans)
+    assert [fault.what for fault in every] == ["the smaller model fails (AssertionError) in"] * 5 + [FIXED]
+    assert len(watch(small, given, trace.steps, size)) == 1
+    found = channels(model, torch.randn(4, 6))
+    assert {name for name, group in found.frozen.items() if "AssertionError" in group.frozen} == {f"blocks.{i}.inner" for i in range(5)}

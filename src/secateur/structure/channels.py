@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
+from ..task import each
 from ..tree import Keep, Scores, Tree
 from .cut import attribute_of, cut
 from .labels import CHANNEL, EXPERT, HEAD, HIDDEN, INNER, KERNEL, OUTER, WITHIN_HEAD, Dim, Labels
 from .run import macs_per_element, traced
 from .sizes import Attribute
 from .structure import Group, all_kept, digest_of, shapes_of
-from .trace import Trace
-from .watch import COUNTED, Fault, backward_fails, runs_in_training, watch
+from .trace import Made, Trace
+from .watch import COUNTED, FIXED, Fault, backward_fails, runs_in_training, watch
 
 KINDS = {CHANNEL: "channel", OUTER: "group", INNER: "within groups"}
 ROLES = {HEAD: "head", WITHIN_HEAD: "head dimension", HIDDEN: "hidden state", EXPERT: "expert"}
@@ -319,7 +320,9 @@ def trial(
 ) -> list[Fault]:
     """Remove part of every group from a copy and run it, forward and backward: the operators that do not make what their labels say."""
     once = Once(trace.labels)
-    units = {id(dim): numbers[once(dim)] for step in trace.steps for dims in (*step.made, step.read) for dim in dims}
+    seen = [dim for step in trace.steps for dims in (*step.made, step.read) for dim in dims]
+    each(lambda leaf: seen.extend(leaf.dims) if isinstance(leaf, Made) else None, [span.out for span in trace.spans])
+    units = {id(dim): numbers[once(dim)] for dim in seen}
     keep = uneven(structure, 0)
     gates = structure._gates(keep).numpy()
     small = cut(model, structure.kept(keep), structure.sizes(keep), on_meta)
@@ -327,9 +330,10 @@ def trial(
     def size(dim: Dim) -> int:
         return int(gates[units[id(dim)]].all(0).sum())
 
-    if not watch(small, inputs, trace.steps, size, backward=True):
-        return []
-    faults = watch(small, inputs, trace.steps, size)
+    faults = watch(small, inputs, trace.steps, size, True, trace.spans)
+    if all(fault.what in (FIXED, COUNTED) for fault in faults):
+        return faults
+    faults = watch(small, inputs, trace.steps, size, False, trace.spans)  # is it the gradient that fails?
     if not faults and (error := backward_fails(small, inputs)) and not backward_fails(cut(model, {}, {}, on_meta), inputs):
         return [Fault(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")]
     return faults

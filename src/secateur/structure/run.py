@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..task import call
-from .calls import opaque_as_steps
+from .calls import opaque_as_steps, wrapped
 from .cut import owned, to_meta, twin, without_values
 from .labels import HIDDEN, inert
 from .rules import flat
@@ -48,7 +48,7 @@ def run(model: nn.Module, example: object) -> Trace:
             weight = module._parameters.get(whose[0]) if whose else None  # a parametrised weight is none
             trace.own[where, None] = trace[weight][whose[1]] if whose and weight is not None else None
     with like_the_trace(model), torch.no_grad():
-        with SizesSeen(trace), trace, opaque_as_steps(model, trace.whole):
+        with SizesSeen(trace), trace, opaque_as_steps(model, trace.whole), wrapped(model, trace.span):
             outputs = call(model, example)
     trace.labels.step, trace.labels.place = -1, ""
     for name, dims in trace.tensors.items():

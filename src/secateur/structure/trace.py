@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..task import call
+from ..task import call, each
 from . import rules_layers, rules_reduce, rules_shape
 from .calls import Whole
 from .graph import Graph
@@ -60,6 +60,26 @@ class Step:
         return f"{self.op.removeprefix('aten::')} at {self.place}"
 
 
+@dataclass(frozen=True)
+class Made:
+    """Stands for a tensor in the result of a call."""
+
+    dims: Dims
+    dtype: torch.dtype
+    strides: tuple[int, ...]
+
+
+@dataclass
+class Span:
+    """The call of a module: its steps, the number of the call after those inside it, what it gave back (None: not told)."""
+
+    path: str
+    start: int
+    end: int = 0
+    then: int = 0
+    out: object = None
+
+
 @dataclass
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The labels of all tensors of a run. Rules call `t[x]`, `t.unite`, `t.freeze`, `t.approximates`, `t.split`, `t.size`, `t.made`."""
@@ -71,6 +91,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.dims: dict[int, Dims] = {}
         self.alive: list[Tensor] = []  # a tensor that died would give its id to another
         self.steps: list[Step] = []
+        self.spans: list[Span] = []
         self.tensors: dict[str, Dims] = {}  # of every parameter and buffer
         self.names: dict[int, str] = {}  # the parameters
         self.stored: set[int] = set()  # parameters and buffers
@@ -238,8 +259,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.carry(inputs, outputs)
         sources = {self.origin[id(x)]: x for x in inputs if id(x) in self.origin}
         if self.op == "aten::convolution":
-            x, w, transposed = args[0], args[1], args[6]
-            self.count((x if transposed else outputs[0]).numel() * w[0].numel(), sources)  # type: ignore[attr-defined]
+            self.count((inputs[0] if args[6] else outputs[0]).numel() * inputs[1][0].numel(), sources)
         elif self.op in ("aten::linear", "aten::matmul"):
             self.count(outputs[0].numel() * inputs[0].shape[-1], sources)
         elif self.op == "aten::einsum":
@@ -253,6 +273,20 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             types, strides = tuple(x.dtype for x in outputs), tuple(x.stride() for x in outputs)
             made, numbers = tuple(self[x] for x in outputs), numbers_in(rule, args, kwargs)
             self.steps.append(Step(self.op, place, read, made, attributes, types, strides, numbers))
+
+    def span(self, path: str, forward: Callable[..., object]) -> Callable[..., object]:
+        """`forward`, its calls noted."""
+
+        def run(*args: object, **kwargs: object) -> object:
+            span = Span(path, len(self.steps))
+            self.spans.append(span)
+            out = forward(*args, **kwargs)
+            span.end, span.then = len(self.steps), len(self.spans)
+            if plain(out):
+                span.out = each(lambda leaf: Made(self[leaf], leaf.dtype, leaf.stride()) if isinstance(leaf, Tensor) else leaf, out)
+            return out
+
+        return run
 
     def carry(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Positions that are only moved about stay positions; where anything else is done with them, none may change."""
@@ -294,6 +328,13 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 line = f"{os.path.basename(code.co_filename)}:{frame.f_lineno}"
             frame = frame.f_back
         return (f"{line} ({module})" if module else line) if line else module or "the model itself"
+
+
+def plain(value: object) -> bool:
+    """Tensors in tuples, lists and dicts."""
+    if type(value) in (tuple, list):
+        return all(map(plain, value))  # type: ignore[call-overload]
+    return all(map(plain, value.values())) if type(value) is dict else value is None or isinstance(value, Tensor)
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

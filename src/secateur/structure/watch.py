@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..task import call, evaluating
-from .calls import Whole, opaque_as_steps
+from ..task import call, each, evaluating
+from .calls import Whole, opaque_as_steps, wrapped
 from .labels import Dim
 from .meta import Quick
 from .rules import flat, name_of
-from .trace import SILENT, Step, numbers_in, rule_of, run
+from .trace import SILENT, Made, Span, Step, numbers_in, rule_of, run
 
 COUNTED = "a number that is calculated from its size changes:"
 FIXED = "its size is fixed in the code and cannot follow:"
@@ -45,9 +45,10 @@ class Differs(BaseException):
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, steps: Sequence[Step], size: Callable[[Dim], int]) -> None:
+    def __init__(self, steps: Sequence[Step], size: Callable[[Dim], int], spans: Sequence[Span], device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps, self.size, self.at, self.within = steps, size, 0, False
+        self.spans, self.calls, self.device = spans, 0, device
         self.faults: list[Fault] = []
 
     def __torch_dispatch__(
@@ -116,6 +117,36 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def fault(self, dims: tuple[int, ...]) -> None:
         self.faults.append(Fault(self.at, FIXED, dims))
 
+    def stopped(self, error: BaseException) -> Fault:
+        """What the user's code raises about a size that did not follow."""
+        if isinstance(error, Differs):
+            return Fault(self.at, str(error))
+        sized = self.at < len(self.steps) and alike(self.steps[self.at].op, "aten::view")
+        return Fault(self.at, FIXED if sized else f"the smaller model fails ({type(error).__name__}) in")
+
+    def guarded(self, path: str, forward: Callable[..., object]) -> Callable[..., object]:
+        """`forward`; where it stops, the run goes on behind it with what it should have given back."""
+
+        def run(*args: object, **kwargs: object) -> object:
+            span = self.spans[self.calls] if self.calls < len(self.spans) else None
+            self.calls += 1
+            try:
+                return forward(*args, **kwargs)
+            except (Differs, Exception) as error:
+                if span is None or span.path != path or span.out is None or not span.start <= self.at <= span.end:
+                    raise
+                self.faults.append(self.stopped(error))
+                self.at, self.calls, self.within = span.end, span.then, True
+                try:
+                    return each(self.given_back, span.out)
+                finally:
+                    self.within = False
+
+        return run
+
+    def given_back(self, leaf: object) -> object:
+        return like([self.size(dim) for dim in leaf.dims], leaf.strides, leaf.dtype, self.device) if isinstance(leaf, Made) else leaf
+
     def instead(self, shapes: list[tuple[int, ...]], device: torch.device) -> list[Tensor]:
         """Tensors of the predicted shapes, to go on with."""
         step, self.within = self.steps[self.at], True
@@ -178,23 +209,21 @@ def alike(a: str, b: str) -> bool:
     return a == b or {a, b} <= {"aten::view", "aten::_unsafe_view", "aten::_reshape_alias", "aten::reshape"}
 
 
-def watch(small: nn.Module, inputs: object, steps: Sequence[Step], size: Callable[[Dim], int], backward: bool = False) -> list[Fault]:
+def watch(
+    small: nn.Module, inputs: object, steps: Sequence[Step], size: Callable[[Dim], int], backward: bool = False, spans: Sequence[Span] = ()
+) -> list[Fault]:
     """The differences between the run of `small`, forward (and backward), and the prediction, in their order; [] where there is none."""
-    mode = Watch(steps, size)
+    device = next((value.device for value in small.parameters()), torch.device("cpu"))
+    mode = Watch(steps, size, spans, device)
     try:
         with like_the_trace(small), torch.set_grad_enabled(backward):
-            with mode, Refused(mode), opaque_as_steps(small, mode.step):
+            with mode, Refused(mode), opaque_as_steps(small, mode.step), wrapped(small, mode.guarded):
                 outputs = call(small, inputs)
-            if backward:
+            if backward and not mode.faults:
                 differentiate(small, outputs)
-    except Differs as difference:
-        stop = Fault(mode.at, str(difference))
-    except Exception as error:  # whatever the user's code raises about a size that did not follow
-        sized = mode.at < len(steps) and alike(steps[mode.at].op, "aten::view")
-        stop = Fault(mode.at, FIXED if sized else f"the smaller model fails ({type(error).__name__}) in")
-    else:
-        return mode.faults
-    return mode.faults or [stop]  # a run that goes astray after a fault may do so because of it
+    except (Differs, Exception) as error:
+        return mode.faults or [mode.stopped(error)]  # a run that goes astray after a fault may do so because of it
+    return mode.faults
 
 
 def backward_fails(model: nn.Module, inputs: object) -> str:
