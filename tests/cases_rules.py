@@ -52,6 +52,11 @@ def packed(net: Net, x: Tensor) -> Tensor:
     return net.out(pad_packed_sequence(y, batch_first=True)[0])
 
 
+def experts(net: Net, x: Tensor) -> Tensor:
+    """Two rows for the first, four for the second. It wants single precision, and rows in multiples of 16 bytes."""
+    return net.out(torch._grouped_mm(net.a(x).float(), net.core.float(), offs=torch.tensor([2, 6], dtype=torch.int32, device=x.device)).to(x))
+
+
 def written(net: Net, x: Tensor) -> Tensor:
     y = torch.zeros(2, 4, net.width, dtype=x.dtype, device=x.device)
     y[:, :2] = net.a(x[:, :2])
@@ -167,5 +172,8 @@ CASES = [
     Case("weight norm over what it reads", lambda: nn.Sequential(linear(5, 6), nn.ReLU(), weight_norm(linear(6, 4)), nn.ReLU(), linear(4, 2)), series(), {"0": 6, "2.bias": 4}, approximate=("0",)),
     Case("weight norm of a convolution over what it reads", lambda: nn.Sequential(conv(3, 6), nn.ReLU(), weight_norm(conv(6, 4)), nn.ReLU(), conv(4, 2)), image(), {"0": 6, "2.bias": 4}, approximate=("0",)),
     Case("pictures laid out anew", lambda: Net(lambda n, x: n.out((y := n.a(x)).as_strided(y.size(), y.stride())), a=conv(3, 6), out=conv(6, 2)), image(), {"a": 6}),
+    Case("a loss between features", lambda: Net(lambda n, x: n.out(n.a(x) * F.mse_loss(n.b(x), n.c(x))), a=linear(5, 6), b=linear(5, 6), c=linear(5, 6), out=linear(6, 2)), series(), {"a": 6, "b": 6}, approximate=("b",)),
+    Case("a loss for every feature", lambda: Net(lambda n, x: n.out(F.smooth_l1_loss(n.b(x), n.c(x), reduction="none")), b=linear(5, 6), c=linear(5, 6), out=linear(6, 2)), series(), {"b": 6}),
+    Case("experts side by side", lambda: core(Net(experts, a=linear(5, 8), out=linear(4, 2)), 2, 8, 4), lambda: torch.randn(6, 5), {}, {"a": "_grouped_mm", "core": "_grouped_mm"}),
     Case("its own loss", lambda: Net(lambda n, x: F.cross_entropy(n.out(n.a(x).relu()), torch.tensor([0, 1], device=x.device)), a=linear(5, 6), out=linear(6, 3)), lambda: torch.randn(2, 5), {"a": 6}),
 ]  # fmt: skip

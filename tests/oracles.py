@@ -114,6 +114,10 @@ def sum_(seen: Tensor, out: Tensor, x: Tensor, dims: list[int] | None = None, ke
     return (x * seen).sum(dims, keepdim)
 
 
+def mse_loss(seen: Tensor, out: Tensor, x: Tensor, y: Tensor, reduction: int = 1) -> Tensor:
+    return mean_over(seen, (x - y) ** 2, tuple(range(x.dim()))).reshape(()) if reduction == 1 else out
+
+
 OVER_KEPT: dict[str, Callable[..., Any]] = {
     "aten::native_layer_norm": layer_norm,
     "aten::native_group_norm": group_norm,
@@ -122,6 +126,7 @@ OVER_KEPT: dict[str, Callable[..., Any]] = {
     "aten::mean": mean,
     "aten::amax": amax,
     "aten::sum": sum_,
+    "aten::mse_loss": mse_loss,
 }
 
 

@@ -122,7 +122,7 @@ def test_weights_are_shaken_since_ones_and_zeros_hide_their_order(norm: nn.Modul
     model, inputs = normed(norm), torch.randn(4, 5)
     wrong = in_another_order(channels(model, inputs), name)
     assert list(unequal(model, wrong, inputs)) == ["0"]
-    monkeypatch.setattr(verify, "shaken", lambda value, generator: value)
+    monkeypatch.setattr(verify, "shaken", lambda value, generator, parameter: value)
     assert unequal(model, wrong, inputs) == {}  # as it was built, the model computes the same
 
 
@@ -137,6 +137,21 @@ def test_a_branch_that_begins_at_zero_is_looked_at_too():
             return self.out(x + self.gain * self.b(self.a(x).tanh()))
 
     model, inputs = Gated(), torch.randn(4, 5)
+    assert list(unequal(model, in_another_order(channels(model, inputs), "b.weight", 1), inputs)) == ["a"]
+
+
+def test_a_scale_next_to_nothing_hides_no_branch_of_a_model_that_insists_on_its_own_type():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(5, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+            self.gain = nn.Parameter(torch.full((5,), 1e-6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.float()
+            return self.out(x + self.gain * self.b(self.a(x).tanh()))
+
+    model, inputs = Scaled(), torch.randn(4, 5)
     assert list(unequal(model, in_another_order(channels(model, inputs), "b.weight", 1), inputs)) == ["a"]
 
 
@@ -159,12 +174,14 @@ def test_a_wrong_order_of_a_few_units_is_found_whatever_chance_draws(size: int):
 def test_shaking_moves_every_number_a_little_and_leaves_what_is_no_number():
     generator = torch.Generator().manual_seed(0)
     value = torch.tensor([0.0, 1.0, -100.0, float("inf"), -float("inf"), float("nan")])
-    moved = verify.shaken(value, generator)
+    moved = verify.shaken(value, generator, True)
     assert (moved[:3] != value[:3]).all() and ((moved - value)[:3].abs() <= 0.3 * (value[:3].abs() + 0.01)).all()
     for _ in range(10):
-        assert torch.equal(verify.shaken(value, generator)[3:5], value[3:5])
-    assert torch.equal(verify.shaken(torch.tensor([1, 2]), generator), torch.tensor([1, 2]))
-    assert verify.shaken(value.half(), generator).dtype == torch.float16
+        assert torch.equal(verify.shaken(value, generator, True)[3:5], value[3:5])
+    assert torch.equal(verify.shaken(torch.tensor([1, 2]), generator, True), torch.tensor([1, 2]))
+    assert verify.shaken(value.half(), generator, True).dtype == torch.float16
+    tiny = torch.full((100,), 1e-6)
+    assert 0.05 < verify.shaken(tiny, generator, True).std() < 0.2 and verify.shaken(tiny, generator, False).std() < 0.01
 
 
 def test_comparing_leaves_the_model_and_chance_alone():

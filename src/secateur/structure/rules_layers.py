@@ -325,11 +325,6 @@ def pack(t: Trace, out: Sequence[Tensor], x: Tensor, lengths: Tensor, batch_firs
     return (inert(out[0].shape[0]), *t[x][2:]), (inert(out[1].shape[0]),)
 
 
-@rule("_pad_packed_sequence")
-def unpack(t: Trace, out: Sequence[Tensor], x: Tensor, *args: object) -> tuple[Dims, ...]:
-    return (inert(out[0].shape[0]), inert(out[0].shape[1]), *t[x][1:]), (inert(out[1].shape[0]),)
-
-
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
 def softmax(t: Trace, out: Tensor, x: Tensor, dim: int, *args: object) -> Dims:
     t.approximates(t[x][dim], "a softmax runs over it")

@@ -45,7 +45,8 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
     parts = {name: keep for name, keep in uneven(structure, seed).items() if not structure.groups[name].approximate}
     convert, tolerance = DOUBLE if runs(model, example, DOUBLE[0]) else OWN
     generator = torch.Generator().manual_seed(seed)
-    copy = twin(model, lambda _, value: shaken(convert(value), generator))
+    parameters = {name for name, _ in model.named_parameters()}
+    copy = twin(model, lambda name, value: shaken(convert(value), generator, name in parameters))
     inputs = converted(example, convert)
     if tolerance == DOUBLE[1] and casts(copy, inputs):
         tolerance = ROUNDED
@@ -59,9 +60,10 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
             if not guilty:
                 reasons |= {name: f"together with others, the smaller model {ELSE}" for name in part}
     rest = [name for name in structure.groups if name not in reasons]
-    if rest and moved(copy, structure, rest, inputs, seed) > tolerance:
+    before = outputs(copy, inputs) if rest else []
+    if rest and moved(copy, structure, rest, inputs, before, seed) > tolerance:
         for name in rest:
-            gap = moved(copy, structure, [name], inputs, seed)
+            gap = moved(copy, structure, [name], inputs, before, seed)
             if gap > tolerance:
                 reasons[name] = f"the order of its units matters (outputs differ by {gap:.1e} of the largest)"
     return reasons
@@ -74,8 +76,8 @@ def others(keep: Tensor, least: int) -> Tensor:
     return kept.index_fill(0, keep.nonzero()[:missing, 0], True)
 
 
-def moved(model: nn.Module, structure: Channels, names: list[str], inputs: object, seed: int) -> float:
-    """How far the outputs move, relative to the largest, when the units of these groups change places.
+def moved(model: nn.Module, structure: Channels, names: list[str], inputs: object, before: list[Tensor], seed: int) -> float:
+    """How far the outputs move from what they were before, relative to the largest, when the units of these groups change places.
 
     Once all of them, in one cycle, once two of them: only the right order agrees with both.
     """
@@ -83,10 +85,10 @@ def moved(model: nn.Module, structure: Channels, names: list[str], inputs: objec
     drawn = {name: torch.randperm(structure.groups[name].size, generator=generator) for name in names}
     cycles = {name: torch.empty_like(units).scatter_(0, units, units.roll(1)) for name, units in drawn.items()}
     swaps = {name: torch.arange(len(units)).index_copy(0, units[:2], units[:2].flip(0)) for name, units in drawn.items()}
-    return max(reordered(model, structure, orders, inputs) for orders in (cycles, swaps))
+    return max(reordered(model, structure, orders, inputs, before) for orders in (cycles, swaps))
 
 
-def reordered(model: nn.Module, structure: Channels, orders: dict[str, Tensor], inputs: object) -> float:
+def reordered(model: nn.Module, structure: Channels, orders: dict[str, Tensor], inputs: object, before: list[Tensor]) -> float:
     numbers, last = [torch.zeros(1, dtype=torch.long)], 1
     for name, group in structure.groups.items():
         numbers.append(last + orders.get(name, torch.arange(group.size)))
@@ -94,7 +96,7 @@ def reordered(model: nn.Module, structure: Channels, orders: dict[str, Tensor], 
     new = torch.cat(numbers)
     kept = {name: tuple(None if index is None else sources(index, new[index]) for index in dims) for name, dims in structure.index.items()}
     try:
-        return apart(outputs(model, inputs), outputs(cut(model, kept, {}), inputs))
+        return apart(before, outputs(cut(model, kept, {}), inputs))
     except Exception:  # the user's code, whatever it raises
         return math.inf
 
@@ -130,13 +132,15 @@ def casts(model: nn.Module, inputs: object) -> bool:
     return mode.lower
 
 
-def shaken(value: Tensor, generator: torch.Generator) -> Tensor:
-    """Each number moved by about five percent, zeros by a little."""
-    if not value.is_floating_point():
+def shaken(value: Tensor, generator: torch.Generator, parameter: bool) -> Tensor:
+    """Each number moved by about five percent, zeros by a little; parameters that are next to nothing (the scale of a branch that has not
+    been trained, which would hide the branch) by as much as others are large."""
+    if not value.is_floating_point() or not value.numel():
         return value
     noise = 0.05 * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-    size = torch.where(value.isfinite(), value.abs() + 0.01, torch.zeros_like(value))
-    return value + noise * size
+    finite = value.isfinite()
+    least = 2.0 if parameter and (value[finite].abs() < 0.01).all() else 0.01
+    return value + noise * torch.where(finite, value.abs() + least, torch.zeros_like(value))
 
 
 def converted(example: object, convert: Convert) -> object:
