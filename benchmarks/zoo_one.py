@@ -94,7 +94,7 @@ def half(groups: Any, uneven: bool = False) -> Keep:
     generator, keep = torch.Generator().manual_seed(0), {}
     for number, (name, group) in enumerate(groups.items()):
         kept = (group.size + 1) // 2 + (number % 3 - 1 if uneven and group.size > 4 else 0)
-        keep[name] = torch.randperm(group.size, generator=generator) < kept
+        keep[name] = torch.randperm(group.size, generator=generator) < kept + -kept % group.multiple
     return keep
 
 

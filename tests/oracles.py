@@ -26,7 +26,8 @@ def random_keep(structure: Channels, amount: float = 0.5, seed: int = 0) -> Keep
     keep = {}
     for name, group in structure.groups.items():
         draw = torch.rand(group.size, generator=generator)
-        keep[name] = (draw >= amount) | (draw == draw.max())
+        number = max(1, int((draw >= amount).sum()))
+        keep[name] = draw >= draw.sort(descending=True).values[number + -number % group.multiple - 1]
     return keep
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
+import secateur as sc
 from secateur.cost import COSTS, cost, costs
 from secateur.errors import BadInput, BudgetUnreachable, PlanMismatch
 from secateur.plan import Plan
@@ -249,3 +251,26 @@ def test_what_cannot_be_is_said(arguments: dict[str, object], error: type[Except
 def test_macs_need_an_example() -> None:
     with pytest.raises(BadInput, match="example="):
         select(drawn(WEIGHTS, 0), WEIGHTS, 0.5, of="macs")
+
+
+def test_groups_that_an_operator_takes_in_multiples_only_keep_multiples():
+    """Of 8 and 24 units that stay by 4; with a multiple of one's own, by what fits both."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.core, self.out = nn.Linear(5, 8), nn.Parameter(torch.randn(2, 8, 24)), nn.Linear(24, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch._grouped_mm(self.a(x), self.core, offs=torch.tensor([2, 6], dtype=torch.int32, device=x.device)).relu())
+
+    model, x = Experts(), torch.randn(6, 5)
+    structure = sc.channels(model, x)
+    assert {name: (group.size, group.multiple) for name, group in structure.groups.items()} == {"a": (8, 4), "core": (24, 4)}
+    assert "core: 24 units (channel), 4 at a time" in structure.explain()
+    scores = {name: torch.rand(group.size) for name, group in structure.groups.items()}
+    for amount in (0.1, 0.3, 0.5):
+        plan = select(scores, structure, amount)
+        assert all(int(keep.sum()) % 4 == 0 for keep in plan.keep.values())
+        assert sc.shrink(model, plan)(x).shape == (6, 2)
+    assert {int(keep.sum()) for keep in select(scores, structure, 0.3, multiple=6).keep.values()} == {8, 12}

@@ -16,7 +16,7 @@ from .cost import cost, costs
 from .errors import BadInput, BudgetUnreachable, PlanMismatch
 from .plan import Plan
 from .scope import SCOPES, Scope
-from .structure import Structure, all_kept, check_prunable
+from .structure import Group, Structure, all_kept, check_prunable
 from .tree import Keep, Scores
 
 ROUNDING = 1e-12  # of the total cost: (1 - 0.9) * 10 is a little less than 1
@@ -55,7 +55,7 @@ def select(
         raise BadInput(f"multiple= must be a whole number of at least 1, but it is {multiple!r}. Try multiple=8.")
     before = all_kept(structure)
     keep = before if within is None else earlier(within, structure)
-    leaves, cuts = removal(ranked(scores, keep, scope), keep, {name: group.least for name, group in structure.groups.items()}, multiple)
+    leaves, cuts = removal(ranked(scores, keep, scope), keep, structure.groups, multiple)
     last = len(cuts)
     steps = steps_to(leaves, last, fraction(amount), of, structure) if threshold is None else int((cuts < finite(threshold)).sum())
     keep = kept_after(leaves, steps)
@@ -104,12 +104,12 @@ def ranked(scores: Scores, keep: Keep, scope: str | Scope) -> Scores:
     return {name: ranking[name] for name in there}
 
 
-def removal(ranking: Scores, keep: Keep, least: Mapping[str, int], multiple: int) -> tuple[dict[str, Tensor], Tensor]:
+def removal(ranking: Scores, keep: Keep, groups: Mapping[str, Group], multiple: int) -> tuple[dict[str, Tensor], Tensor]:
     """The order of removal: for every unit the step at which it leaves (-1: it left earlier), and for every step the score it removes.
 
     Units that have to stay leave at a step beyond the last.
     """
-    parts = [blocks(values, multiple, least[name]) for name, values in ranking.items()]
+    parts = [blocks(values, math.lcm(multiple, groups[name].multiple), groups[name].least) for name, values in ranking.items()]
     marks = torch.cat([mark for _, mark in parts])
     ordered, order = marks.sort(stable=True)
     small = torch.int32 if len(order) < 2**31 else torch.int64  # the bisection reads all of it again and again

@@ -132,7 +132,9 @@ class Channels:
         lines = []
         for name, group in self.groups.items():
             lines.append(
-                f"{name}: {group.size} units ({group.kind})" + (f", approximate: {group.approximate}" if group.approximate else "")
+                f"{name}: {group.size} units ({group.kind})"
+                + (f", {group.multiple} at a time" if group.multiple > 1 else "")
+                + (f", approximate: {group.approximate}" if group.approximate else "")
             )
             lines.append("  cut together: " + ", ".join(f"{member}[{dim}]" for member, dim in group.members))
             lines += [f"  through {how}" for how in group.through]
@@ -223,10 +225,12 @@ def gathered(
         name = next(n for n in (f"{names[g]}#{i}".removesuffix("#1") for i in count(1)) if n not in named)
         kind = ROLES.get(int(labels.role[atom]), KINDS[int(labels.kind[atom])])
         least = max(1, int(labels.least[atoms].max()))
+        multiple = max(1, int(labels.multiple[atoms].max()))
         why = labels.reasons[frozen[atom]] or ("it has one unit" if len(atoms) == 1 else "")
         why = why or (f"all of its {least} units are needed" if least >= len(atoms) else "")
+        why = why or (f"they stay by {multiple} only" if multiple >= len(atoms) else "")
         why = why or ("" if any(member in parameters for member, _ in members[g]) else "no parameter lies along it")
-        group = Group(name, (len(atoms),), kind, members[g], through[g], labels.reasons[labels.approximate[atom]], why, least)
+        group = Group(name, (len(atoms),), kind, members[g], through[g], labels.reasons[labels.approximate[atom]], why, least, multiple)
         named[name] = group, atoms
     groups, kept_whole, numbers, next_number = {}, {}, np.zeros(labels.size, np.int64), 1
     heads = {member for group, _ in named.values() if group.kind == "head" and not group.frozen for member in group.members}
@@ -363,7 +367,8 @@ def uneven(structure: Channels, seed: int) -> Keep:
         first = int(torch.randint(group.size - 1, (), generator=generator)) if not seen[group.size] else 0
         seen[group.size] += 1 + first
         gone = 1 + seen[group.size] % max(1, group.size - max(2, group.least))  # one left would be a size that PyTorch broadcasts
-        keep[name] = torch.randperm(group.size, generator=generator) >= gone
+        kept = max(group.multiple, (group.size - gone) // group.multiple * group.multiple)
+        keep[name] = torch.randperm(group.size, generator=generator) < kept
     return keep
 
 

@@ -21,7 +21,7 @@ Vector = NDArray[np.int64]
 
 CHANNEL, OUTER, INNER = 0, 1, 2  # what a label is by its making
 HEAD, WITHIN_HEAD, HIDDEN, EXPERT = 1, 2, 3, 4  # what it turns out to be by its use; 0: nothing special
-FROZEN, APPROXIMATE, ROLE, LEAST = range(4)  # what is marked on a label; the first two by the number of a reason
+FROZEN, APPROXIMATE, ROLE, LEAST, MULTIPLE = range(5)  # what is marked on a label; the first two by the number of a reason
 KERNEL = "the extent of a kernel"  # frozen as a matter of course: nothing to report
 
 
@@ -47,7 +47,7 @@ class Labels:
     def __init__(self) -> None:
         self.size = 1
         self.parent, self.left, self.right, self.kind, self.family = (np.zeros(1024, np.int64) for _ in range(5))
-        self.marks = np.zeros((4, 1024), np.int64)
+        self.marks = np.zeros((5, 1024), np.int64)
         self.reasons: list[str] = [""]
         self.links: list[tuple[Vector, int]] = []  # labels that an operator united
         self.pairs = False  # whether any label stands for two
@@ -70,6 +70,10 @@ class Labels:
     @property
     def least(self) -> Vector:
         return self.marks[LEAST]
+
+    @property
+    def multiple(self) -> Vector:
+        return self.marks[MULTIPLE]
 
     # making -----------------------------------------------------------------------------------------------------------------------------
 
@@ -138,6 +142,11 @@ class Labels:
         """So many of these indices have to stay."""
         atoms = self.resolve(dim).ravel()
         self.least[atoms[atoms > 0]] = np.maximum(self.least[atoms[atoms > 0]], least)
+
+    def comes_in(self, dim: Dim, multiple: int) -> None:
+        """What stays of these indices has to be a multiple."""
+        atoms = self.resolve(dim).ravel()
+        self.multiple[atoms[atoms > 0]] = np.maximum(self.multiple[atoms[atoms > 0]], multiple)
 
     def _mark(self, mark: int, atoms: Dim, why: str) -> None:
         array = self.marks[mark]

@@ -300,8 +300,10 @@ def embedding_bag(t: Trace, out: Sequence[Tensor], w: Tensor, *args: object, **k
 
 @rule("_grouped_mm")
 def grouped_mm(t: Trace, out: Tensor, x: Tensor, w: Tensor, ends: Tensor | None = None, *args: object, **kwargs: object) -> Dims:
-    """Rows of x (rows, k), group by group, times the group's own matrix of w (groups, k, m)."""
+    """Rows of x (rows, k), group by group, times the group's own matrix of w (groups, k, m). Rows are a multiple of 16 bytes."""
     t.unite(t[x][-1], t[w][-2])
+    for dim in (t[x][-1], t[w][-1]):
+        t.comes_in(dim, 16 // x.element_size())
     for dim in t[w][:-2]:
         t.freeze(dim, "rows are sent to it by number")
     return (*t[x][:-1], t[w][-1])

@@ -25,6 +25,7 @@ class Group:
     approximate: why removing a unit is not quite the same as zeroing it (a statistic runs over the dimension), or "".
     frozen: why no unit of it may be removed, or "".
     least: so many units have to stay: the k largest of them are asked for, say.
+    multiple: what stays is a multiple of it: an operator takes no other sizes.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Group:
     approximate: str = ""
     frozen: str = ""
     least: int = 1
+    multiple: int = 1
 
     @property
     def size(self) -> int:

@@ -124,6 +124,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def approximates(self, dim: Dim, why: str) -> None:
         self.labels.approximates(dim, why)
 
+    def comes_in(self, dim: Dim, multiple: int) -> None:
+        """The operator takes multiples only."""
+        self.labels.comes_in(dim, multiple)
+
     def divided_by_norm(self, x: Tensor, d: int) -> None:
         """Along dimension d, x is divided by a norm of its own: the mask leaves it alone, and zeroes what leaves with it."""
         if id(x) in self.names:

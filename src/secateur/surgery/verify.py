@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..structure import Channels, all_kept
+from ..structure import Channels, Group, all_kept
 from ..structure.channels import uneven
 from ..structure.cut import cut, twin
 from ..structure.rules import flat
@@ -51,7 +51,7 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
     if tolerance == DOUBLE[1] and casts(copy, inputs):
         tolerance = ROUNDED
     reasons: dict[str, str] = {}
-    for part in (parts, {name: others(keep, structure.groups[name].least) for name, keep in parts.items()}):
+    for part in (parts, {name: others(keep, structure.groups[name]) for name, keep in parts.items()}):
         part = {name: keep for name, keep in part.items() if name not in reasons}
         if part and difference(copy, structure, {**whole, **part}, inputs) > tolerance:
             gaps = {name: difference(copy, structure, {**whole, name: keep}, inputs) for name, keep in part.items()}
@@ -69,10 +69,11 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
     return reasons
 
 
-def others(keep: Tensor, least: int) -> Tensor:
+def others(keep: Tensor, group: Group) -> Tensor:
     """The units that `keep` removes, and as few more as must be there: few are left, and every unit is removed once."""
     kept = ~keep
-    missing = max(0, min(max(2, least), len(keep) - 1) - int(kept.sum()))
+    wanted = max(int(kept.sum()), min(max(2, group.least), len(keep) - 1))
+    missing = wanted + -wanted % group.multiple - int(kept.sum())
     return kept.index_fill(0, keep.nonzero()[:missing, 0], True)
 
 
