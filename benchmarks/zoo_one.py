@@ -113,7 +113,7 @@ def secateur(model: nn.Module, example: Tensor) -> Row:
         structure = channels(model, example)
     with timed(row, "check"):
         caught = verify.unequal(model, structure, example[:1])
-    structure = structure.without(caught)
+    structure = verify.proved(model, structure.without(caught), example[:1]) if caught else structure
     with timed(row, "shrink"):
         keep = half(structure.groups)
         small = cut(model, structure.kept(keep), structure.sizes(keep))
@@ -139,7 +139,8 @@ def equality(model: nn.Module, example: Tensor) -> Row:
     """How far shrunk and masked are apart where all units are exact; in float64 if the model can."""
     image = example[:1]
     structure = channels(model, example, exact=True)
-    structure = structure.without(caught := verify.unequal(model, structure, image))
+    caught = verify.unequal(model, structure, image)
+    structure = verify.proved(model, structure.without(caught), image) if caught else structure
     double = verify.runs(model, image, verify.DOUBLE[0])
     convert, tolerance = verify.DOUBLE if double else verify.OWN
     numbers = twin(model, lambda _, value: convert(value))

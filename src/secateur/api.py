@@ -21,7 +21,7 @@ from .sensitivity import Sensitivity, measure, merge
 from .structure import Channels, Structure, layers, weights
 from .structure import as_graph as graph
 from .structure import channels as traced_channels
-from .surgery import shrink, unequal
+from .surgery import proved, shrink
 from .task import Loss, Task
 from .tree import Scores
 
@@ -100,7 +100,7 @@ def channels(model: nn.Module, example: object, exact: bool = False, units: Coll
     found = traced_channels(model, example, exact, units)
     if any(value.is_meta for value in model.parameters()):
         return replace(found, notes=(*found.notes, "the model has no values (it is on the meta device): nothing was compared on numbers"))
-    return found.without(unequal(model, found, example))
+    return proved(model, found, example)
 
 
 def structure_of(

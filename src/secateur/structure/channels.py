@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -322,25 +322,32 @@ def couplings(trace: Trace, bucket: np.ndarray, n: int) -> list[tuple[str, ...]]
 def trial(
     structure: Channels, model: nn.Module, on_meta: bool, inputs: object, trace: Trace, numbers: np.ndarray
 ) -> list[Fault]:
-    """Remove part of every group from a copy and run it, forward and backward: the operators that do not make what their labels say."""
+    """Remove part of every group from a copy and run it, forward and backward: the operators that do not make what their labels say.
+
+    Groups of as many units that could only lose as many (the two heads of two layers) are told apart by further plans.
+    """
     once = Once(trace.labels)
     seen = [dim for step in trace.steps for dims in (*step.made, step.read) for dim in dims]
     each(lambda leaf: seen.extend(leaf.dims) if isinstance(leaf, Made) else None, [span.out for span in trace.spans])
     units = {id(dim): numbers[once(dim)] for dim in seen}
-    keep = uneven(structure, 0)
-    gates = structure._gates(keep).numpy()
-    small = cut(model, structure.kept(keep), structure.sizes(keep), on_meta)
 
-    def size(dim: Dim) -> int:
-        return int(gates[units[id(dim)]].all(0).sum())
+    def faults_of(keep: Keep, backward: bool) -> list[Fault]:
+        gates = structure._gates(keep).numpy()
+        small = cut(model, structure.kept(keep), structure.sizes(keep), on_meta)
 
-    faults = watch(small, inputs, trace.steps, size, True, trace.spans)
-    if all(fault.what in (FIXED, COUNTED) for fault in faults):
+        def size(dim: Dim) -> int:
+            return int(gates[units[id(dim)]].all(0).sum())
+
+        faults = watch(small, inputs, trace.steps, size, backward, trace.spans)
+        if not backward or all(fault.what in (FIXED, COUNTED) for fault in faults):
+            return faults
+        faults = watch(small, inputs, trace.steps, size, False, trace.spans)  # is it the gradient that fails?
+        if not faults and (error := backward_fails(small, inputs)) and not backward_fails(cut(model, {}, {}, on_meta), inputs):
+            return [Fault(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")]
         return faults
-    faults = watch(small, inputs, trace.steps, size, False, trace.spans)  # is it the gradient that fails?
-    if not faults and (error := backward_fails(small, inputs)) and not backward_fails(cut(model, {}, {}, on_meta), inputs):
-        return [Fault(len(trace.steps) - 1, f"the smaller model fails backward ({error}) from")]
-    return faults
+
+    first = uneven(structure, 0)
+    return faults_of(first, True) or next((faults for keep in told_apart(first) if (faults := faults_of(keep, False))), [])
 
 
 def untrainable(structure: Channels, model: nn.Module, on_meta: bool, inputs: object, trace: Trace) -> dict[str, str]:
@@ -352,10 +359,16 @@ def untrainable(structure: Channels, model: nn.Module, on_meta: bool, inputs: ob
     def trains(keep: Keep) -> bool:
         return runs_in_training(cut(model, structure.kept(keep), structure.sizes(keep), on_meta), inputs)
 
-    if trains(keep) or not trains(whole):
-        return {}
-    alone = [name for name in keep if not trains({**whole, name: keep[name]})] or list(keep)
-    return dict.fromkeys(alone, "in training the smaller model fails")
+    def guilty(names: list[str]) -> list[str]:
+        """Those without which it trains, found by halves: they are few."""
+        if trains({**whole, **{name: keep[name] for name in names}}):
+            return []
+        if len(names) == 1:
+            return names
+        half = len(names) // 2
+        return guilty(names[:half]) + guilty(names[half:]) or names
+
+    return {} if trains(keep) or not trains(whole) else dict.fromkeys(guilty(list(keep)), "in training the smaller model fails")
 
 
 def uneven(structure: Channels, seed: int) -> Keep:
@@ -370,6 +383,16 @@ def uneven(structure: Channels, seed: int) -> Keep:
         kept = max(group.multiple, (group.size - gone) // group.multiple * group.multiple)
         keep[name] = torch.randperm(group.size, generator=generator) < kept
     return keep
+
+
+def told_apart(keep: Keep) -> Iterator[Keep]:
+    """Plans in which some groups stay whole, so that of any two that agree in size, before and after, one is once whole and one is not."""
+    alike: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for name, gates in keep.items():
+        alike[len(gates), int(gates.sum())].append(name)
+    number = {name: at for names in alike.values() for at, name in enumerate(names)}
+    for bit in range(max(number.values(), default=0).bit_length()):
+        yield {name: gates if number[name] >> bit & 1 else torch.ones_like(gates) for name, gates in keep.items()}
 
 
 def culprits(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:

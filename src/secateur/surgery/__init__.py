@@ -3,6 +3,6 @@
 from .hold import held, hold, masks_of
 from .mask import mask, masks
 from .shrink import shrink
-from .verify import unequal
+from .verify import proved, unequal
 
-__all__ = ["held", "hold", "mask", "masks", "masks_of", "shrink", "unequal"]
+__all__ = ["held", "hold", "mask", "masks", "masks_of", "proved", "shrink", "unequal"]

@@ -29,13 +29,20 @@ DOUBLE: tuple[Convert, float] = (lambda value: value.double() if value.is_floati
 OWN: tuple[Convert, float] = (lambda value: value.clone(), 1e-3)  # for models that insist on a type of their own (x.float() in the code)
 
 
+def proved(model: nn.Module, structure: Channels, example: object) -> Channels:
+    """The structure without what `unequal` finds: again and again, since what is left was only seen to be right together with the rest."""
+    while caught := unequal(model, structure, example):
+        structure = structure.without(caught)
+    return structure
+
+
 def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 1) -> dict[str, str]:
     """Groups of which removing a part is not the same as zeroing it, with the reason; {} where all is well.
 
     Groups that the structure calls approximate are only permuted. Of the others some units are removed, then the rest instead: code may
     look at a size, or slice from an end. All groups are tried at once, one by one only if that fails. A copy
     of the model, its values shaken a little (a layer norm of ones would hide what is in the wrong order), runs in float64, to 1e-9 of the
-    largest output, or, if it cannot, as it is, to 1e-3.
+    largest output, or, if it cannot, as it is, to 1e-3. The approximate ones have to run without the others, too.
     """
     if any(value.is_meta for value in model.parameters()):
         return {}  # there are no numbers to compare
@@ -59,8 +66,12 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
             reasons |= {n: f"the smaller model {ELSE} (they differ by {gap:.1e} of the largest output)" for n, gap in guilty.items()}
             if not guilty:
                 reasons |= {name: f"together with others, the smaller model {ELSE}" for name in part}
+    before = outputs(copy, inputs)
+    loose = {name: keep for name, keep in uneven(structure, seed).items() if structure.groups[name].approximate}
+    if loose and not runs_small(copy, structure, {**whole, **loose}, inputs, before):
+        alone = [name for name, keep in loose.items() if not runs_small(copy, structure, {**whole, name: keep}, inputs, before)]
+        reasons |= dict.fromkeys(alone or loose, "the smaller model fails on real numbers")
     rest = [name for name in structure.groups if name not in reasons]
-    before = outputs(copy, inputs) if rest else []
     if rest and moved(copy, structure, rest, inputs, before, seed) > tolerance:
         for name in rest:
             gap = moved(copy, structure, [name], inputs, before, seed)
@@ -165,6 +176,15 @@ def difference(model: nn.Module, structure: Channels, keep: Keep, inputs: object
         return apart(outputs(masked, inputs), outputs(small, inputs))
     except Exception:  # the user's code, whatever it raises about sizes
         return math.inf
+
+
+def runs_small(model: nn.Module, structure: Channels, keep: Keep, inputs: object, before: list[Tensor]) -> bool:
+    """Whether the smaller model runs, with outputs of the shapes that they had before."""
+    try:
+        made = outputs(cut(model, structure.kept(keep), structure.sizes(keep)), inputs)
+    except Exception:  # the user's code, whatever it raises about sizes
+        return False
+    return [value.shape for value in made] == [value.shape for value in before]
 
 
 def apart(a: list[Tensor], b: list[Tensor]) -> float:
