@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
@@ -418,3 +420,123 @@ def test_plans_that_tell_groups_apart():
     for one, other in (("a", "c"), ("a", "d"), ("c", "d")):
         assert any(plan[one] != plan[other] for plan in plans)
     assert list(told_apart({"a": torch.tensor([True, False])})) == []
+
+
+TABLES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "its rows": lambda pos, n: pos[:n],
+    "its last rows": lambda pos, n: pos[-n:],
+    "with a batch in front": lambda pos, n: pos[None, :n],
+    "unsqueezed": lambda pos, n: pos.unsqueeze(0)[:, :n],
+    "transposed": lambda pos, n: pos.t()[:, :n].t(),
+    "passed through a function": lambda pos, n: pos.relu()[:n],
+    "twice, one after the other": lambda pos, n: torch.cat([pos, pos])[:n],
+    "scaled by another": lambda pos, n: (pos * torch.ones(16, 1))[:n],
+}
+
+
+@pytest.mark.parametrize("part", TABLES.values(), ids=TABLES)
+def test_rows_of_a_table_that_the_example_does_not_reach_stay(part: Callable[[Tensor, int], Tensor]):
+    net = Net(lambda n, x: n.out((n.a(x) + part(n.pos, x.shape[1])).tanh()), a=nn.Linear(5, 6), out=nn.Linear(6, 2))
+    net.pos = nn.Parameter(torch.randn(16, 6))
+    for example, exact in ((torch.randn(2, 8, 5), True), (torch.randn(2, 8, 5), False)):
+        found = sc.channels(net, example, exact=exact)
+        assert [group.size for group in found.groups.values()] == [6]
+        keep = random_keep(found)
+        longer = torch.randn(2, 13, 5)
+        small, mask = cut(net, found.kept(keep), found.sizes(keep)), masked(net, found, keep)
+        torch.testing.assert_close(small(longer), mask(longer))
+
+
+def test_a_square_table_keeps_both_its_sides():
+    net = Net(lambda n, x: n.out(n.mix[: x.shape[1], : x.shape[1]] @ n.a(x).tanh()), a=nn.Linear(5, 6), out=nn.Linear(6, 2))
+    net.mix = nn.Parameter(torch.randn(16, 16))
+    assert list(sc.channels(net, torch.randn(2, 8, 5)).groups) == ["a"]
+
+
+def test_one_index_left_would_vanish_in_a_squeeze():
+    net = Net(lambda n, x: n.b(F.adaptive_avg_pool2d(n.a(x), 1).squeeze()), a=nn.Conv2d(3, 8, 3), b=nn.Linear(8, 2))
+    x = torch.randn(2, 3, 6, 6)
+    found = sc.channels(net, x, exact=True)
+    assert found.groups["a"].least == 2
+    plan = sc.select({"a": torch.rand(8)}, found, 0.7)
+    assert sc.shrink(net, plan)(x).shape == (2, 2)
+    for squeezed, least in ((lambda y: y.squeeze(-1).squeeze(-1), 1), (lambda y: y.squeeze((2, 3)), 1), (lambda y: y.squeeze(1).flatten(1), 2)):
+        net = Net(lambda n, x, s=squeezed: n.b(s(F.adaptive_avg_pool2d(n.a(x), 1))), a=nn.Conv2d(3, 8, 3), b=nn.Linear(8, 2))
+        assert sc.channels(net, x).groups["a"].least == least
+
+
+def test_of_two_numbers_of_units_that_are_needed_the_larger_counts():
+    def forward(n: Net, x: Tensor) -> Tensor:
+        h = n.a(x)
+        h = h / h.std(-1, keepdim=True)
+        g = n.g(x)
+        return n.b(h * g) + g.topk(4, -1).values.sum(-1, keepdim=True)
+
+    found = sc.channels(Net(forward, a=nn.Linear(5, 8), g=nn.Linear(5, 8), b=nn.Linear(8, 2)), torch.randn(4, 5))
+    assert found.groups["a"].least == 4
+
+
+def test_two_runs_that_differ_end_in_a_sentence():
+    counted = iter(range(10_000))
+    net = Net(lambda n, x: n.c((h := n.a(x).relu()) + n.b(h))[: 1 + next(counted)], a=nn.Linear(5, 5), b=nn.Linear(5, 5), c=nn.Linear(5, 2))
+    with pytest.raises(BadInput, match="Two runs of the model on the same example take different ways"):
+        channels(net, torch.randn(4000, 5))
+
+
+def test_a_function_that_keeps_the_model_itself_is_refused():
+    """A copy would run, and train, the caller's layer."""
+
+    def wrapped() -> nn.Module:
+        net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+        old = net[0].forward
+        net[0].forward = lambda *args: old(*args)
+        return net
+
+    def listed() -> nn.Module:
+        net = Net(lambda n, x: n.b(n.steps[0](x)), a=nn.Linear(5, 6), b=nn.Linear(6, 2))
+        net.steps = [lambda h: net.a(h).relu()]
+        return net
+
+    for net in (wrapped(), listed(), wrapped().to("meta")):
+        with pytest.raises(BadInput, match=r"computes with (0|a)\.weight of the model itself"):
+            channels(net, torch.randn(2, 5, device=next(net.parameters()).device))
+
+
+def test_what_hides_its_code_or_cannot_be_copied_is_said():
+    class Locked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(5, 2)
+            self.lock = threading.Lock()
+
+    x = torch.randn(2, 5)
+    compiled = torch.compile(nn.Linear(5, 2))
+    for find in (channels, sc.layers):
+        with pytest.raises(BadInput, match="is compiled"):
+            find(compiled, x)
+        with pytest.raises(BadInput, match="cannot be copied: TypeError: cannot pickle"):
+            find(Locked(), x)
+    scripted = Net(lambda n, x: n.c(n.s(n.a(x)).relu()), a=nn.Linear(5, 6), s=torch.jit.script(nn.Linear(6, 6)), c=nn.Linear(6, 2))
+    assert any("s is a ScriptModule" in note for note in channels(scripted, x).notes)
+    sc.layers(scripted, x)
+
+
+def test_arguments_by_their_names_in_python_and_results_written_elsewhere():
+    net = Net(lambda n, x: n.out(torch.matmul(input=n.a(x), other=n.b)), a=nn.Linear(5, 6), out=nn.Linear(4, 2))
+    net.b = nn.Parameter(torch.randn(6, 4))
+    assert {group.size for group in sc.channels(net, torch.randn(3, 5)).groups.values()} == {6, 4}
+
+    def into(n: Net, x: Tensor) -> Tensor:
+        y = torch.empty(len(x), 4, dtype=x.dtype, device=x.device)
+        with torch.no_grad():
+            torch.matmul(n.a(x), n.b, out=y)
+        return n.out(y)
+
+    net = Net(into, a=nn.Linear(5, 6), out=nn.Linear(4, 2))
+    net.b = nn.Parameter(torch.randn(6, 4))
+    sc.channels(net, torch.randn(3, 5))
+
+
+@pytest.mark.parametrize("rows", [4, 30])
+def test_distances_between_few_and_between_many(rows: int):
+    net = Net(lambda n, x: n.out(torch.cdist(n.a(x), n.b(x))), a=nn.Linear(5, 6), b=nn.Linear(5, 6), out=nn.Linear(rows, 2))
+    assert [group.size for group in sc.channels(net, torch.randn(2, rows, 5)).groups.values()] == [6]

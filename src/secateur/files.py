@@ -123,7 +123,7 @@ def fill(model: nn.Module, stored: Shapes, read: Callable[[str], Tensor]) -> Non
             raise PlanMismatch(
                 f"In {WEIGHTS} {name} is of {tensor.dtype}, but in the model made for it of {value.dtype}. Build the same architecture."
             )
-        value.data = tensor.to(value.device, copy=True)  # a copy: what was read is a view of the file
+        value.data = torch.empty_like(value, dtype=tensor.dtype).copy_(tensor)  # in the same order in memory, so that sums round alike
     after = {value.dtype for value in targets.values() if value.is_floating_point()}
     if len(before) == len(after) == 1:  # a model that was cast as a whole: its buffers outside the state dict, too
         (dtype,) = after

@@ -36,14 +36,16 @@ class Whole(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
-        one = WHOLE.get(func)
+        one = WHOLE.get(func) if not kwargs or kwargs.get("out") is None else None
         if one is ATEN.einsum.default and not isinstance(args[-1], (tuple, list)):
             args = (args[0], args[1:])
         return func(*args, **(kwargs or {})) if one is None else self.step(one, *in_order(one, args, kwargs or {}))
 
 
 def in_order(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments given by name in their places, as far as all before them are given."""
+    """Arguments given by name in their places, as far as all before them are given. What aten calls `self` is `input` in Python."""
+    if "input" in kwargs and op._schema.arguments[0].name == "self":
+        kwargs = {"self": kwargs["input"], **{name: value for name, value in kwargs.items() if name != "input"}}
     for argument in op._schema.arguments[len(args) :] if kwargs else ():
         if argument.kwarg_only or argument.name not in kwargs:
             break

@@ -251,6 +251,7 @@ def gathered(
         return torch.from_numpy(rows) if len(rows) else None
 
     attributes = {where: index for where, dim in trace.attributes.items() if (index := units(once(dim))) is not None}
+    reading = [f"the run reads a value at {place}; another value may take another way" for place in dict.fromkeys(trace.values_read)]
     structure = Channels(
         groups, kept_whole,
         numel={name: value.numel() for name, value in parameters.items()},
@@ -260,7 +261,7 @@ def gathered(
         index={name: tuple(units(dim) for dim in dims) for name, dims in tensors.items()},
         attributes=attributes,
         originals={where: attribute_of(model, where) for where, _ in attributes},
-        notes=tuple(f"the run reads a value at {place}; another value may take another way" for place in dict.fromkeys(trace.values_read)),
+        notes=(*trace.notes, *reading),
         divided=tuple(sorted(trace.divided)),
     )  # fmt: skip
     return structure, numbers
@@ -417,7 +418,9 @@ def culprits(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:
 
 def rest(trace: Trace, fault: Fault) -> tuple[list[Dim], str]:
     """All that is not frozen yet: it is not to be seen what the fault comes from."""
-    left = np.flatnonzero(trace.labels.frozen[: trace.labels.size] == 0)[None, 1:]
+    labels = trace.labels
+    roots = np.unique(labels.resolve(np.arange(1, labels.size)[None]))
+    left = roots[(roots > 0) & (labels.frozen[roots] == 0)][None]
     if not left.size:
         raise BadInput("Two runs of the model on the same example take different ways. Make its evaluation mode deterministic.")
     return [left], f"{fault.what} {trace.steps[min(fault.step, len(trace.steps) - 1)].name}"

@@ -98,7 +98,8 @@ class Graph(nn.Module):
             if shape is not None and isinstance(x, Tensor) and not _fits(tuple(x.shape), shape):
                 raise BadInput(
                     f"The graph was exported for inputs of shape {shape} (-1: any), but this one is {tuple(x.shape)}, for which its "
-                    "code might do something else. Export it with an example of this shape."
+                    "code might do something else. Export it with an example of this shape; for any batch size, write x.shape[0] where "
+                    "the code says len(x)."
                 )
         for node in self._nodes:
             given, named = self._given(node, values)
@@ -185,9 +186,12 @@ def as_graph(model: nn.Module, example: object) -> Graph:
             if not _agree_on_part(model, graph, example):
                 graph._shapes = tuple(shapes)  # a number that is calculated from it is baked in
     except Exception as error:  # whatever the exporter or the user's code raises
+        way = "take the part that branches on values out of its forward"
+        if any(isinstance(module, nn.Transformer) for module in model.modules()):
+            way += " (nn.Transformer compares a mask's values, unless it is told tgt_is_causal=True)"
         raise BadInput(
             f"The model cannot be exported as a graph: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}. "
-            "Prune it in its own class (as_graph=False), or take the part that branches on values out of its forward."
+            f"Prune it in its own class (as_graph=False), or {way}."
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -224,6 +224,8 @@ class Labels:
             if marks.any():
                 which, at = np.nonzero((marks > 0) & (self.marks[:, low] == 0))
                 self.marks[which, low[at]] = marks[which, at]
+                for number in (LEAST, MULTIPLE):
+                    np.maximum.at(self.marks[number], low, marks[number])
             kinds = self.kind[high]
             if kinds.any():
                 plain = (self.kind[low] == CHANNEL) & (kinds != CHANNEL)  # half of a split, whatever else it is
@@ -253,11 +255,11 @@ class Labels:
             right = np.where(nested, pair, right)
         self.left[label], self.right[label] = halves[0], right
         self.pairs = True
-        for array in self.marks:
+        for which, array in enumerate(self.marks):
             for reason in np.unique(array[label][array[label] > 0]):
                 marked = array[label] == reason
                 atoms = self.resolve(np.stack([halves[0][marked], right[marked]]))
-                array[atoms[(atoms > 0) & (array[atoms] == 0)]] = reason
+                array[atoms[(atoms > 0) & ((array[atoms] == 0) | (which >= LEAST) & (array[atoms] < reason))]] = reason
 
     def split(self, dim: Dim, n: int, m: int) -> tuple[Dim, Dim]:
         """Labels of a dimension of n*m indices seen as (n, m). Each label that varies along both becomes a pair."""

@@ -21,7 +21,7 @@ from ..errors import BadInput
 from ..task import call, evaluating
 from ..tree import Scores, Tree
 from .cut import skip, twin
-from .run import first_line
+from .run import copy_of, first_line
 from .structure import Group, digest_of, shapes_of
 from .weights import uses
 
@@ -133,7 +133,7 @@ Calls = list[tuple[tuple[object, ...], dict[str, object]]]
 
 def observed(model: nn.Module, example: object) -> tuple[dict[str, Calls], list[str]]:
     """The calls of every module with parameters whose output has the shape of its first input, and the modules in the order they run."""
-    copy = twin(model, lambda _, value: value)
+    copy = copy_of(model, lambda _, value: value)
     seen: dict[str, Calls] = {}
     unfit: set[str] = set()
     order: list[str] = []
@@ -149,7 +149,7 @@ def observed(model: nn.Module, example: object) -> tuple[dict[str, Calls], list[
     handles = [
         module.register_forward_hook(lambda _, args, kwargs, output, path=path: after(path, args, kwargs, output), with_kwargs=True)
         for path, module in copy.named_modules()
-        if path and any(True for _ in module.parameters())
+        if path and any(True for _ in module.parameters()) and not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
         with evaluating(copy), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -214,9 +214,10 @@ def parameters_in_several(model: nn.Module) -> dict[str, set[int]]:
 def in_a_row(model: nn.Module, path: str, seen: Mapping[str, Calls]) -> bool:
     """Whether the module stands in a list beside another of its class that keeps shapes, too."""
     above, _, last = path.rpartition(".")
-    if not last.isdigit():
+    module = model.get_submodule(path)
+    if not last.isdigit() or all(value.dim() < 2 for value in module.parameters()):  # a norm computes nothing that skipping it would save
         return False
-    kind = type(model.get_submodule(path))
+    kind = type(module)
     beside = model.get_submodule(above).named_children()
     return sum(type(module) is kind and f"{above}.{key}".lstrip(".") in seen for key, module in beside) > 1
 

@@ -146,7 +146,7 @@ def sizes_by_letter(equation: str, operands: Sequence[Tensor]) -> dict[str, int]
     return sizes
 
 
-@rule("_cdist_forward", "cdist")
+@rule("_cdist_forward", "_euclidean_dist", "cdist")
 def cdist(t: Trace, out: Tensor, a: Tensor, b: Tensor, *args: object) -> Dims:
     """Distances between rows: coordinates leave together, and lose nothing but their own difference."""
     t.unite(t[a][-1], t[b][-1])

@@ -16,12 +16,22 @@ if TYPE_CHECKING:
     from .trace import Trace
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "_reshape_alias", "_reshape_copy", "squeeze", "unsqueeze", "view_copy")
+@rule("view", "reshape", "_unsafe_view", "flatten", "_reshape_alias", "_reshape_copy", "unsqueeze", "view_copy")
 def view(t: Trace, out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Dims:
     dims = reshape(t, t[x], out.shape)
     for at, dim in enumerate(dims):
         t.size(dim, at=None if t.called == "unflatten" else at)
     return dims
+
+
+@rule("squeeze")
+def squeeze(t: Trace, out: Tensor, x: Tensor, *dims: object) -> Dims:
+    """Were one index left of a dimension, it would vanish."""
+    asked = [d for dim in dims for d in (dim if isinstance(dim, (tuple, list)) else [dim])] if dims else [*range(x.dim())]
+    for d in asked:
+        if t[x][d].any():  # type: ignore[index]
+            t.labels.needs(t[x][d], 2)  # type: ignore[index]
+    return view(t, out, x)
 
 
 @rule(
@@ -174,13 +184,15 @@ def slice_(t: Trace, out: Tensor, x: Tensor, dim: int = 0, start: int | None = N
     whole = t[x][dim]
     part = whole[:, slice(start, end, step)]
     if part.shape != whole.shape:
-        bounds = [bound for bound in (start, end) if bound is not None and 0 < bound < x.shape[dim]]
+        n = x.shape[dim]
+        bounds = [bound for bound in (start, end) if bound is not None and bound % n and -n < bound < n]
         if step != 1:
             t.freeze(whole, "every so many of it are taken")
-        elif id(x) in t.stored and not all(t.origin_of(bound) for bound in bounds):
+        elif id(x) not in t.active and not all(t.origin_of(bound) for bound in bounds):
             t.freeze(whole, "a part of it is taken, for a longer input another one")
         for bound in bounds:
-            t.size(whole[:, :bound])
+            if bound > 0:
+                t.size(whole[:, :bound])
     return replaced(t[x], dim, part)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -18,27 +20,50 @@ from .watch import like_the_trace
 
 def traced(model: nn.Module, example: object) -> tuple[Trace, bool, object]:
     """The trace of a copy, whether that was without values, and the example as it was given to it."""
+    originals = {id(value): name for name, value in model.named_parameters()}
     try:
-        return run(twin(model, lambda _, value: without_values(value)), to_meta(example)), True, to_meta(example)
+        return run(copy_of(model, lambda _, value: without_values(value)), to_meta(example), originals), True, to_meta(example)
+    except BadInput:
+        raise
     except Exception as meta_failed:  # the model reads a value, mixes devices or does not fit the example: only a real run can tell
         try:
-            trace = run(twin(model, lambda _, value: value.clone()), example)
+            trace = run(twin(model, lambda _, value: value.clone()), example, originals)
+        except BadInput:
+            raise
         except Exception as error:
             raise BadInput(
                 f"The model cannot run on the example: {type(error).__name__}: {first_line(error)}. "
                 "Give an example with the shapes and types of its inputs."
             ) from error
-        trace.values_read = trace.values_read or [f"(could not run on the meta device: {first_line(meta_failed)})"]
+        if not trace.values_read:
+            trace.notes.append(f"the model was run with its values, since it cannot run without: {first_line(meta_failed)}")
         return trace, False, example
 
 
-def run(model: nn.Module, example: object) -> Trace:
+def copy_of(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A `twin`. Raises BadInput for a model of which there is none."""
+    for path, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule":
+            name = path or "The model"
+            raise BadInput(f"{name} is compiled, which hides its code. Give the module from before torch.compile (._orig_mod).")
+    try:
+        return twin(model, replace)
+    except Exception as error:  # whatever a module holds
+        raise BadInput(
+            f"The model cannot be copied: {type(error).__name__}: {first_line(error)}. Let it hold only what copy.deepcopy takes."
+        ) from error
+
+
+def run(model: nn.Module, example: object, originals: dict[int, str]) -> Trace:
     trace = Trace()
+    trace.originals = originals
+    scripts = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    trace.notes += [f"{path or 'the model'} is a ScriptModule: what runs inside is not seen, and stays whole" for path in scripts]
+    trace.active.update(id(leaf) for leaf in flat(example) if isinstance(leaf, Tensor))
     remember(model)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         dims = trace.tensors[name] = tuple(trace.labels.fresh(size) if size > 1 else inert(size) for size in value.shape)
         trace.put(value, dims)
-        trace.stored.add(id(value))
     for name, value in model.named_parameters():
         trace.names[id(value)] = trace.origin[id(value)] = name
     for path, module in model.named_modules():

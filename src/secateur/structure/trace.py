@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..errors import BadInput
 from ..task import call, each
 from . import rules_layers, rules_reduce, rules_shape
 from .calls import Whole
@@ -94,12 +95,14 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.spans: list[Span] = []
         self.tensors: dict[str, Dims] = {}  # of every parameter and buffer
         self.names: dict[int, str] = {}  # the parameters
-        self.stored: set[int] = set()  # parameters and buffers
+        self.active: set[int] = set()  # the inputs and what was computed from them
+        self.originals: dict[int, str] = {}  # the parameters of the model that this is a copy of
         self.divided: set[tuple[str, int]] = set()  # (parameter, dimension) divided by its own norm: zeroing it would give 0 / 0
         self.origin: dict[int, str] = {}  # tensor -> the parameter whose elements it holds
         self.macs: dict[str, float] = {}  # parameter -> multiply-accumulates per element
         self.used: set[int] = set()
         self.idle = False  # whether a parameter has no part in the run: it may have one in training
+        self.notes: list[str] = []
         self.values_read: list[str] = []  # places where the run looked at a value, and may have branched on it
         self.attributes: dict[Attribute, Dim] = {}
         self.own: dict[Attribute, Dim | None] = {}  # attributes of PyTorch's own layers: the dimension of their weight that they describe
@@ -242,6 +245,14 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [value for value in flat(out) if isinstance(value, Tensor)]
         self.used.update(map(id, inputs))
         place = self.place()
+        if any(id(x) in self.active for x in inputs):
+            self.active.update(map(id, outputs))
+        for x in inputs:
+            if id(x) in self.originals:
+                raise BadInput(
+                    f"At {place} a function that the model keeps (a wrapped forward, a lambda, a hook) computes with "
+                    f"{self.originals[id(x)]} of the model itself, also in a copy. Make it a method, or hand it the module that it uses."
+                )
         self.labels.step, self.labels.place = len(self.steps), f"by {self.op.removeprefix('aten::')} at {place}"
         read = tuple(dim for x in inputs for dim in self[x])
         if self.op == "aten::_local_scalar_dense":
