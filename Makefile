@@ -1,5 +1,6 @@
 # make demo     from nothing to a table and secateur-demo/report.html
 # make test     the whole suite          make quick    without the slow tests
+# make walk     the laws on 2,000 random nets, some ten minutes
 # make lint     ruff and mypy            make wheel    dist/*.whl
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick lint wheel clean
+.PHONY: demo test quick walk lint wheel clean
 
 demo: $(VENV)/all.stamp
 	$(BIN)/secateur demo
@@ -18,6 +19,9 @@ test: $(VENV)/dev.stamp
 
 quick: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+walk: $(VENV)/dev.stamp
+	SECATEUR_WALK=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_walk.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

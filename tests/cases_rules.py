@@ -52,6 +52,16 @@ def packed(net: Net, x: Tensor) -> Tensor:
     return net.out(pad_packed_sequence(y, batch_first=True)[0])
 
 
+def hot() -> nn.Module:
+    """Each row goes through the expert that its router likes best."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        chosen = F.one_hot(net.r(x).argmax(-1), net.experts).to(x)
+        return net.out(torch.einsum("be,bd,edh->bh", chosen, x, net.core).relu())
+
+    return core(Net(forward, r=linear(5, 4), out=linear(6, 2), experts=4), 4, 5, 6)
+
+
 def experts(net: Net, x: Tensor) -> Tensor:
     """Two rows for the first, four for the second. It wants single precision (whole numbers lose nothing), and rows of 16, 32, ... bytes."""
     rows, weights = (9 * net.a(x)).round().float(), (9 * net.core).round().float()
@@ -173,6 +183,7 @@ CASES = [
     Case("weight norm over what it reads", lambda: nn.Sequential(linear(5, 6), nn.ReLU(), weight_norm(linear(6, 4)), nn.ReLU(), linear(4, 2)), series(), {"0": 6, "2.bias": 4}, approximate=("0",)),
     Case("weight norm of a convolution over what it reads", lambda: nn.Sequential(conv(3, 6), nn.ReLU(), weight_norm(conv(6, 4)), nn.ReLU(), conv(4, 2)), image(), {"0": 6, "2.bias": 4}, approximate=("0",)),
     Case("pictures laid out anew", lambda: Net(lambda n, x: n.out((y := n.a(x)).as_strided(y.size(), y.stride())), a=conv(3, 6), out=conv(6, 2)), image(), {"a": 6}),
+    Case("experts of whom one is hot", hot, lambda: torch.randn(7, 5), {"core": 4, "core#2": 6}, approximate=("core",)),
     Case("a loss between features", lambda: Net(lambda n, x: n.out(n.a(x) * F.mse_loss(n.b(x), n.c(x))), a=linear(5, 6), b=linear(5, 6), c=linear(5, 6), out=linear(6, 2)), series(), {"a": 6, "b": 6}, approximate=("b",)),
     Case("a loss for every feature", lambda: Net(lambda n, x: n.out(F.smooth_l1_loss(n.b(x), n.c(x), reduction="none")), b=linear(5, 6), c=linear(5, 6), out=linear(6, 2)), series(), {"b": 6}),
     Case("experts side by side", lambda: core(Net(experts, a=linear(5, 8), out=linear(12, 2)), 2, 8, 12), lambda: torch.randn(6, 5), {"a": 8, "core": 12}),

@@ -111,6 +111,10 @@ def amax(seen: Tensor, out: Tensor, x: Tensor, dims: list[int], keepdim: bool = 
     return x.masked_fill(~seen, -torch.inf).amax(dims, keepdim)
 
 
+def argmax(seen: Tensor, out: Tensor, x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    return x.masked_fill(~seen, -torch.inf).argmax(dim, keepdim)
+
+
 def sum_(seen: Tensor, out: Tensor, x: Tensor, dims: list[int] | None = None, keepdim: bool = False, **options: object) -> Tensor:
     return (x * seen).sum(dims, keepdim)
 
@@ -126,6 +130,7 @@ OVER_KEPT: dict[str, Callable[..., Any]] = {
     "aten::_softmax": softmax,
     "aten::mean": mean,
     "aten::amax": amax,
+    "aten::argmax": argmax,
     "aten::sum": sum_,
     "aten::mse_loss": mse_loss,
 }

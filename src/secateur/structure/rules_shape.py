@@ -390,3 +390,23 @@ def roll(t: Trace, out: Tensor, x: Tensor, shifts: Sequence[int], dims: Sequence
 def replaced(dims: Dims, at: int, dim: np.ndarray) -> Dims:
     at %= len(dims)
     return (*dims[:at], dim, *dims[at + 1 :])
+
+
+@rule("arange")
+def arange(t: Trace, out: Tensor, *args: object, **kwargs: object) -> Dims:
+    """What is counted has no labels, but for the classes of `one_hot`."""
+    return (t.made(out.numel(), None) if t.called == "one_hot" else inert(out.numel()),)
+
+
+@rule("eq")
+def eq(t: Trace, out: Tensor, x: Tensor, y: object) -> Dims:
+    """Within `one_hot`, positions are compared with 0, 1, 2, ...: what is made has the dimension that they are positions in."""
+    dims = broadcast(t, out, [value for value in (x, y) if isinstance(value, Tensor)])
+    points = t.points.get(id(x))
+    if points is not None and t.called == "one_hot" and dims[-1].shape == points.shape:
+        t.unite(dims[-1], points)
+        return dims
+    for value in (x, y):
+        if id(value) in t.points:
+            t.freeze(t.points[id(value)], "positions in it are asked for")
+    return dims

@@ -29,7 +29,10 @@ from .sizes import Attribute, Origin, Remembered, origins_of
 
 assert rules_layers and rules_reduce and rules_shape  # importing them registers their rules
 
-PICKS = {f"aten::{op}" for op in ("index", "index_select", "gather", "scatter", "scatter_", "embedding", "scatter_add_", "scatter_add")}
+PICKS = {
+    f"aten::{op}"
+    for op in ("index", "index_select", "gather", "scatter", "scatter_", "embedding", "scatter_add_", "scatter_add", "eq")
+}  # fmt: skip
 MOVES = {
     f"aten::{op}"
     for op in (
