@@ -112,8 +112,7 @@ def secateur(model: nn.Module, example: Tensor) -> Row:
     with timed(row, "trace"):
         structure = channels(model, example)
     with timed(row, "check"):
-        caught = verify.unequal(model, structure, example[:1])
-    structure = verify.proved(model, structure.without(caught), example[:1]) if caught else structure
+        structure, caught = proved(model, structure, example[:1])
     with timed(row, "shrink"):
         keep = half(structure.groups)
         small = cut(model, structure.kept(keep), structure.sizes(keep))
@@ -123,6 +122,12 @@ def secateur(model: nn.Module, example: Tensor) -> Row:
     row |= {"approximate": sum(bool(group.approximate) for group in structure.groups.values()), "caught": caught}
     row |= {"frozen": frozen(structure), "fails": fails(small, model, example[:1])}
     return row
+
+
+def proved(model: nn.Module, structure: Any, image: Tensor) -> tuple[Any, dict[str, str]]:
+    """The structure that is left, and the groups that the comparison on numbers caught, with the reason."""
+    left = verify.proved(model, structure, image)
+    return left, {name: left.frozen[name].frozen for name in structure.groups if name not in left.groups}
 
 
 def frozen(structure: Any) -> dict[str, list[int]]:
@@ -139,8 +144,7 @@ def equality(model: nn.Module, example: Tensor) -> Row:
     """How far shrunk and masked are apart where all units are exact; in float64 if the model can."""
     image = example[:1]
     structure = channels(model, example, exact=True)
-    caught = verify.unequal(model, structure, image)
-    structure = verify.proved(model, structure.without(caught), image) if caught else structure
+    structure, caught = proved(model, structure, image)
     double = verify.runs(model, image, verify.DOUBLE[0])
     convert, tolerance = verify.DOUBLE if double else verify.OWN
     numbers = twin(model, lambda _, value: convert(value))

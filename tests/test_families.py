@@ -10,9 +10,9 @@ import secateur as sc
 from families import FAMILIES
 from family import Family
 from secateur.structure import Channels
-from secateur.structure.channels import uneven
 from secateur.structure.cut import cut
 from secateur.structure.rules import flat
+from secateur.structure.trial import uneven
 from secateur.surgery.verify import difference
 from secateur.task import call
 

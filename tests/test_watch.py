@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cases import CASES, Net
-from secateur.structure.channels import ALL_KINDS, channels, gathered, uneven
+from secateur.structure.channels import ALL_KINDS, channels, gathered
 from secateur.structure.cut import cut
 from secateur.structure.labels import Dim
 from secateur.structure.run import traced
 from secateur.structure.trace import Step
+from secateur.structure.trial import uneven
 from secateur.structure.watch import FIXED, Fault, backward_fails, differentiate, like, like_the_trace, watch, wrong
 
 FLAT = torch.randn(4, 5)

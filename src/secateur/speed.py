@@ -5,15 +5,15 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import nn
 
 from .errors import BadInput
 from .footprint import cuda_of, first_line, repeat
-from .task import call, describe, device_of, evaluating, to
+from .task import call, describe, device_of, evaluating, to, without_collection
 
 WARM = 3  # rounds before the clock starts: memory is allocated, kernels are chosen
 
@@ -36,6 +36,7 @@ def latency(
             stack.enter_context(evaluating(model))
             stack.enter_context(torch.random.fork_rng(cuda_of(model)))
         stack.enter_context(torch.inference_mode())
+        gc.collect()
         stack.enter_context(without_collection())
         for size in batches:
             for name, times in rounds(models, repeat(example, size), repeats, seconds).items():
@@ -82,16 +83,3 @@ def percentile(values: Sequence[float], share: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """No garbage collection while the clock runs."""
-    was = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

@@ -48,32 +48,12 @@ class Labels:
         self.size = 1
         self.parent, self.left, self.right, self.kind, self.family = (np.zeros(1024, np.int64) for _ in range(5))
         self.marks = np.zeros((5, 1024), np.int64)
+        self.frozen, self.approximate, self.role, self.least, self.multiple = self.marks
         self.reasons: list[str] = [""]
         self.links: list[tuple[Vector, int]] = []  # labels that an operator united
         self.pairs = False  # whether any label stands for two
         self.step = -1
         self.place = ""
-
-    @property
-    def frozen(self) -> Vector:
-        """Per label the number of a reason; 0: it may leave."""
-        return self.marks[FROZEN]
-
-    @property
-    def approximate(self) -> Vector:
-        return self.marks[APPROXIMATE]
-
-    @property
-    def role(self) -> Vector:
-        return self.marks[ROLE]
-
-    @property
-    def least(self) -> Vector:
-        return self.marks[LEAST]
-
-    @property
-    def multiple(self) -> Vector:
-        return self.marks[MULTIPLE]
 
     # making -----------------------------------------------------------------------------------------------------------------------------
 
@@ -83,6 +63,7 @@ class Labels:
             for name in ("parent", "left", "right", "kind", "family", "marks"):
                 array = getattr(self, name)
                 setattr(self, name, np.concatenate([array, np.zeros_like(array)], axis=-1))
+            self.frozen, self.approximate, self.role, self.least, self.multiple = self.marks
         new = np.arange(start, self.size, dtype=np.int64)
         self.parent[start : self.size], self.kind[start : self.size] = new, kind
         self.family[start : self.size] = start if kind else 0  # halves of a split are told apart, even where no tensor shows them apart
@@ -140,13 +121,16 @@ class Labels:
 
     def needs(self, dim: Dim, least: int) -> None:
         """So many of these indices have to stay."""
-        atoms = self.resolve(dim).ravel()
-        self.least[atoms[atoms > 0]] = np.maximum(self.least[atoms[atoms > 0]], least)
+        self._to_at_least(self.least, dim, least)
 
     def comes_in(self, dim: Dim, multiple: int) -> None:
         """What stays of these indices has to be a multiple."""
+        self._to_at_least(self.multiple, dim, multiple)
+
+    def _to_at_least(self, mark: Vector, dim: Dim, number: int) -> None:
         atoms = self.resolve(dim).ravel()
-        self.multiple[atoms[atoms > 0]] = np.maximum(self.multiple[atoms[atoms > 0]], multiple)
+        atoms = atoms[atoms > 0]
+        mark[atoms] = np.maximum(mark[atoms], number)
 
     def _mark(self, mark: int, atoms: Dim, why: str) -> None:
         array = self.marks[mark]
@@ -222,7 +206,7 @@ class Labels:
             low, high = np.minimum(a[apart], b[apart]), np.maximum(a[apart], b[apart])
             marks = self.marks[:, high]
             if marks.any():
-                which, at = np.nonzero((marks > 0) & (self.marks[:, low] == 0))
+                which, at = np.nonzero((marks[:LEAST] > 0) & (self.marks[:LEAST, low] == 0))
                 self.marks[which, low[at]] = marks[which, at]
                 for number in (LEAST, MULTIPLE):
                     np.maximum.at(self.marks[number], low, marks[number])
@@ -281,6 +265,18 @@ class Labels:
                 outer.append(slow[0])
                 inner.append(fast[0])
         return np.stack(outer) if outer else inert(n), np.stack(inner) if inner else inert(m)
+
+
+class Once:
+    """Dimensions in labels that stand for themselves, each resolved once."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels, self.done = labels, dict[int, tuple[Dim, Dim]]()
+
+    def __call__(self, dim: Dim) -> Dim:
+        if id(dim) not in self.done:
+            self.done[id(dim)] = dim, self.labels.resolve(dim)  # held, so that no other array gets its id
+        return self.done[id(dim)][1]
 
 
 def _without_common(a: Dim, b: Dim) -> tuple[Dim, Dim]:

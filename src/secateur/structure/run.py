@@ -57,8 +57,6 @@ def copy_of(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Mo
 def run(model: nn.Module, example: object, originals: dict[int, str]) -> Trace:
     trace = Trace()
     trace.originals = originals
-    scripts = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
-    trace.notes += [f"{path or 'the model'} is a ScriptModule: what runs inside is not seen, and stays whole" for path in scripts]
     trace.active.update(id(leaf) for leaf in flat(example) if isinstance(leaf, Tensor))
     remember(model)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
@@ -68,6 +66,8 @@ def run(model: nn.Module, example: object, originals: dict[int, str]) -> Trace:
         trace.names[id(value)] = trace.origin[id(value)] = name
     for path, module in model.named_modules():
         trace.modules[id(module)] = path
+        if isinstance(module, torch.jit.ScriptModule):
+            trace.notes.append(f"{path or 'the model'} is a ScriptModule: what runs inside is not seen, and stays whole")
         for attribute, whose in owned(module).items():
             where = f"{path}.{attribute}" if path else attribute
             weight = module._parameters.get(whose[0]) if whose else None  # a parametrised weight is none

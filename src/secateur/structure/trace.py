@@ -71,6 +71,7 @@ class Made:
     dims: Dims
     dtype: torch.dtype
     strides: tuple[int, ...]
+    device: torch.device
 
 
 @dataclass
@@ -301,10 +302,13 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = forward(*args, **kwargs)
             span.end, span.then = len(self.steps), len(self.spans)
             if plain(out):
-                span.out = each(lambda leaf: Made(self[leaf], leaf.dtype, leaf.stride()) if isinstance(leaf, Tensor) else leaf, out)
+                span.out = each(self.stand_in, out)
             return out
 
         return run
+
+    def stand_in(self, leaf: object) -> object:
+        return Made(self[leaf], leaf.dtype, leaf.stride(), leaf.device) if isinstance(leaf, Tensor) else leaf
 
     def carry(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Positions that are only moved about stay positions; where anything else is done with them, none may change."""

@@ -45,10 +45,10 @@ class Differs(BaseException):
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, steps: Sequence[Step], size: Callable[[Dim], int], spans: Sequence[Span], device: torch.device) -> None:
+    def __init__(self, steps: Sequence[Step], size: Callable[[Dim], int], spans: Sequence[Span]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps, self.size, self.at, self.within = steps, size, 0, False
-        self.spans, self.calls, self.device = spans, 0, device
+        self.spans, self.calls = spans, 0
         self.faults: list[Fault] = []
 
     def __torch_dispatch__(
@@ -145,7 +145,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return run
 
     def given_back(self, leaf: object) -> object:
-        return like([self.size(dim) for dim in leaf.dims], leaf.strides, leaf.dtype, self.device) if isinstance(leaf, Made) else leaf
+        return like([self.size(dim) for dim in leaf.dims], leaf.strides, leaf.dtype, leaf.device) if isinstance(leaf, Made) else leaf
 
     def instead(self, shapes: list[tuple[int, ...]], device: torch.device) -> list[Tensor]:
         """Tensors of the predicted shapes, to go on with."""
@@ -213,8 +213,7 @@ def watch(
     small: nn.Module, inputs: object, steps: Sequence[Step], size: Callable[[Dim], int], backward: bool = False, spans: Sequence[Span] = ()
 ) -> list[Fault]:
     """The differences between the run of `small`, forward (and backward), and the prediction, in their order; [] where there is none."""
-    device = next((value.device for value in small.parameters()), torch.device("cpu"))
-    mode = Watch(steps, size, spans, device)
+    mode = Watch(steps, size, spans)
     try:
         with like_the_trace(small), torch.set_grad_enabled(backward):
             with mode, Refused(mode), opaque_as_steps(small, mode.step), wrapped(small, mode.guarded):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..structure import Channels, Group, all_kept
-from ..structure.channels import uneven
 from ..structure.cut import cut, twin
 from ..structure.rules import flat
+from ..structure.trial import uneven
 from ..task import call, each, evaluating
 from ..tree import Keep
 
@@ -49,13 +49,17 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
     if not structure.groups:
         return {}
     whole = all_kept(structure)
-    parts = {name: keep for name, keep in uneven(structure, seed).items() if not structure.groups[name].approximate}
+    drawn = uneven(structure, seed)
+    loose = {name: keep for name, keep in drawn.items() if structure.groups[name].approximate}
+    parts = {name: keep for name, keep in drawn.items() if name not in loose}
     convert, tolerance = DOUBLE if runs(model, example, DOUBLE[0]) else OWN
     generator = torch.Generator().manual_seed(seed)
     parameters = {name for name, _ in model.named_parameters()}
     copy = twin(model, lambda name, value: shaken(convert(value), generator, name in parameters))
     inputs = converted(example, convert)
-    if tolerance == DOUBLE[1] and casts(copy, inputs):
+    with Lower() as mode:  # type: ignore[no-untyped-call]
+        before = outputs(copy, inputs)
+    if tolerance == DOUBLE[1] and mode.lower:
         tolerance = ROUNDED
     reasons: dict[str, str] = {}
     for part in (parts, {name: others(keep, structure.groups[name]) for name, keep in parts.items()}):
@@ -66,8 +70,6 @@ def unequal(model: nn.Module, structure: Channels, example: object, seed: int = 
             reasons |= {n: f"the smaller model {ELSE} (they differ by {gap:.1e} of the largest output)" for n, gap in guilty.items()}
             if not guilty:
                 reasons |= {name: f"together with others, the smaller model {ELSE}" for name in part}
-    before = outputs(copy, inputs)
-    loose = {name: keep for name, keep in uneven(structure, seed).items() if structure.groups[name].approximate}
     if loose and not runs_small(copy, structure, {**whole, **loose}, inputs, before):
         alone = [name for name, keep in loose.items() if not runs_small(copy, structure, {**whole, name: keep}, inputs, before)]
         reasons |= dict.fromkeys(alone or loose, "the smaller model fails on real numbers")
@@ -125,7 +127,7 @@ def sorted_by_units(index: Tensor) -> Tensor:
 
 
 class Lower(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether anything is computed in less than float64."""
+    """Sees whether anything is computed in less than float64: the model's own code may cast, in a norm, say."""
 
     lower = False
 
@@ -135,13 +137,6 @@ class Lower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         self.lower |= any(isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 for x in flat(out))
         return out
-
-
-def casts(model: nn.Module, inputs: object) -> bool:
-    """Whether the model's own code computes part of it in float32: a norm that casts, say."""
-    with Lower() as mode:  # type: ignore[no-untyped-call]
-        outputs(model, inputs)
-    return mode.lower
 
 
 def shaken(value: Tensor, generator: torch.Generator, parameter: bool) -> Tensor:
