@@ -50,6 +50,8 @@ REASONS = {  # mutations that change nothing, and why
     ("copy_", "unite 2"): "steps, which no parameter has",
     ("made", "reversed 0"): ALIKE,
     ("expand", "reversed 2"): ALIKE,
+    ("arange", "reversed 0"): ALIKE,
+    ("same", "reversed 0"): "experts that rows are sent to by number, which never leave",
     ("weight_norm", "approximates 2"): "the extent of a kernel, which never leaves",
     ("weight_norm", "approximates 3"): "the extent of a kernel, which never leaves",
     ("view", "size 1"): "only in nn.MultiheadAttention, which stays whole",

@@ -184,6 +184,7 @@ CASES = [
     Case("weight norm of a convolution over what it reads", lambda: nn.Sequential(conv(3, 6), nn.ReLU(), weight_norm(conv(6, 4)), nn.ReLU(), conv(4, 2)), image(), {"0": 6, "2.bias": 4}, approximate=("0",)),
     Case("pictures laid out anew", lambda: Net(lambda n, x: n.out((y := n.a(x)).as_strided(y.size(), y.stride())), a=conv(3, 6), out=conv(6, 2)), image(), {"a": 6}),
     Case("experts of whom one is hot", hot, lambda: torch.randn(7, 5), {"core": 4, "core#2": 6}, approximate=("core",)),
+    Case("a table longer than the input", lambda: core(Net(lambda n, x: n.out((n.a(x) + n.core[: x.shape[1]]).tanh()), a=linear(5, 6), out=linear(6, 2)), 9, 6), series(), {"a": 6}),
     Case("a loss between features", lambda: Net(lambda n, x: n.out(n.a(x) * F.mse_loss(n.b(x), n.c(x))), a=linear(5, 6), b=linear(5, 6), c=linear(5, 6), out=linear(6, 2)), series(), {"a": 6, "b": 6}, approximate=("b",)),
     Case("a loss for every feature", lambda: Net(lambda n, x: n.out(F.smooth_l1_loss(n.b(x), n.c(x), reduction="none")), b=linear(5, 6), c=linear(5, 6), out=linear(6, 2)), series(), {"b": 6}),
     Case("experts side by side", lambda: core(Net(experts, a=linear(5, 8), out=linear(12, 2)), 2, 8, 12), lambda: torch.randn(6, 5), {"a": 8, "core": 12}),
