@@ -1,8 +1,8 @@
 """The k smallest of very many scores, without sorting them and without gathering them.
 
 The bits of a float, read as an integer, are in the order of the floats (once those of negative ones are turned round), so the k-th
-smallest is found digit by digit, as in a radix sort that only looks: a histogram of the first eleven bits says in which bin it lies, a
-histogram of the next eleven, of that bin alone, says where in it, and so on: three passes over float32, six over float64, a chunk at a time.
+smallest is found digit by digit, as in a radix sort that only looks: a histogram of the first eleven bits says in which bin it lies, one
+of the next eleven, of that bin alone, says where in it, and so on: three passes over float32, six over float64, a chunk at a time.
 Histograms of parts add up, so parts may lie in several processes: `add` is called with every histogram (an all-reduce, say).
 
 Equal scores leave in the order they stand in, as after a stable sort.
@@ -10,7 +10,7 @@ Equal scores leave in the order they stand in, as after a stable sort.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ def threshold(chunks: Parts, k: int, add: Add | None = None, bits: int | None = 
     """The k-th smallest of all scores in `chunks` (k from 1 on), found in passes that each read a chunk at a time.
 
     chunks: a tensor, or a dict or list of them, gone through several times; scores are finite.
-    add: sums a histogram over all processes; each calls this with its own chunks, and all get the same answer. `k` counts the scores of all.
+    add: sums a histogram over all processes; each calls this with its own chunks, all get the same answer. `k` counts the scores of all.
     bits: 32 where no process has float64 or whole numbers; by default 64 with `add`, for processes must agree, and what fits without.
     Raises BadInput where there are fewer than k scores.
     """
@@ -61,7 +61,7 @@ def smallest(values: Tensor, k: int) -> Tensor:
         return torch.full(values.shape, k > 0, dtype=torch.bool, device=values.device)
     end = threshold(values, k)
     chosen, ties = torch.empty(values.shape, dtype=torch.bool, device=values.device), end.ties
-    for part, marks in zip(values.reshape(-1).split(CHUNK), chosen.view(-1).split(CHUNK)):
+    for part, marks in zip(torch.split(values.reshape(-1), CHUNK), torch.split(chosen.view(-1), CHUNK)):
         torch.lt(part, end.value, out=marks)
         if ties:
             places = (part == end.value).nonzero()[:ties, 0]
@@ -113,7 +113,7 @@ def histogram(chunks: Parts, low: int, high: int, bits: int) -> Tensor:
     first = low >> shift
     counts = torch.zeros(BINS, dtype=torch.int64)
     for part in tensors(chunks):
-        for values in part.detach().reshape(-1).split(CHUNK):
+        for values in torch.split(part.detach().reshape(-1), CHUNK):
             bins = keys(values, bits).bitwise_right_shift_(shift).sub_(first)
             if not whole:
                 bins = bins[(bins >= 0) & (bins < min(BINS, high - low))]
