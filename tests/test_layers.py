@@ -17,10 +17,10 @@ SOURCE = Path(secateur.__file__).parent
 ROWS = (
     {"tree", "errors", "folders", "task", "smallest"},
     {"structure"},
-    {"criteria", "sensitivity", "reductions", "contexts", "cost"},
+    {"criteria", "sensitivity", "reductions", "contexts", "cost", "activations"},
     {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
-    {"evaluate", "table", "footprint", "speed", "memory", "report", "files", "plan_json"},
+    {"evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json"},
     {"frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo"},
     {"__init__", "__main__"},
 )
