@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -190,7 +191,8 @@ class Between:
         """Tell the other processes, unless it was them who told."""
         if not self.failed:
             self.failed = True
-            self.group.fail_together(error)
+            with suppress(RuntimeError):  # where one of them is gone, there is nobody to tell
+                self.group.fail_together(error)
 
     def finish(self, stream: Stream) -> Collector:
         """What all have seen; without data, each has seen the whole."""
