@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from secateur.measure import measure
 from secateur.structure import weights
 from secateur.task import Task
 from toy import batches, mlp
+
 
 def first():
     model = mlp(6, 5, 4, 3)

@@ -15,10 +15,13 @@ import secateur
 
 SOURCE = Path(secateur.__file__).parent
 ROWS = (
-    {"tree", "errors", "folders", "task"},
+    {"tree", "errors", "folders", "task", "smallest", "sharded"},
     {"structure"},
-    {"criteria", "sensitivity", "reductions", "contexts", "cost"},
-    {"scope", "schedule", "select", "plan"},
+    {
+        "criteria", "contexts", "stream", "reductions", "sure", "conflicts", "sensitivity", "sensitivity_file", "resume", "distributed",
+        "sharded_task", "measure", "cost",
+    },
+    {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
     {"evaluate", "table", "footprint", "speed", "memory", "report", "files", "plan_json"},
     {"frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo"},

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import tree
 from .errors import BadInput
 from .reductions import normalised
-from .sure import lowest
+from .smallest import smallest
 from .tree import Scores
 
 
@@ -47,12 +47,12 @@ def conflicts(
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise BadInput(f"{name}= is a share of the units, in 0..1, but it is {value!r}. Try {name}=0.2.")
     overall = tree.flat(global_)
-    cheap = lowest(overall, round(amount * len(overall)))
+    cheap = smallest(overall, round(amount * len(overall)))
     named: dict[str | None, Tensor] = {key: tree.flat(scores) for key, scores in keys.items()}
     named = named or {None: tree.flat(normalised(local))}
     strongest, which = torch.full_like(overall, -torch.inf), torch.zeros(len(overall), dtype=torch.int64)
     for number, values in enumerate(named.values()):
-        vital = ~lowest(values, len(values) - round(share * len(values)))
+        vital = ~smallest(values, len(values) - round(share * len(values)))
         strength = torch.where(cheap & vital & (values > overall), values - overall, -torch.inf)
         which[strength > strongest] = number
         strongest = torch.maximum(strongest, strength)

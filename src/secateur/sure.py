@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import tree
+from .smallest import smallest
 
 SAMPLED = 1 << 20  # units that ranks are compared over; of more, every so many-th
 
@@ -37,19 +38,9 @@ def stability(a: Mapping[str, Tensor], b: Mapping[str, Tensor], amount: float) -
 def agreement(a: Tensor, b: Tensor, amount: float) -> float:
     """Jaccard's index of the lowest of a and the lowest of b; 1 where nothing is removed."""
     removed = round(amount * len(a))
-    first, second = lowest(a, removed), lowest(b, removed)
+    first, second = smallest(a, removed), smallest(b, removed)
     both = int((first & second).count_nonzero())
     return both / (2 * removed - both) if removed else 1.0
-
-
-def lowest(values: Tensor, count: int) -> Tensor:
-    """Which are the `count` lowest; of equal ones the first."""
-    chosen = torch.zeros(len(values), dtype=torch.bool, device=values.device)
-    if count:
-        edge = values.kthvalue(count).values
-        chosen |= values < edge
-        chosen[(values == edge).nonzero().flatten()[: count - int(chosen.count_nonzero())]] = True
-    return chosen
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
