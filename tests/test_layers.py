@@ -21,7 +21,7 @@ ROWS = (
         "criteria", "contexts", "stream", "reductions", "sure", "conflicts", "sensitivity", "sensitivity_file", "resume", "distributed",
         "sharded_task", "measure", "cost",
     },
-    {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate"},
+    {"scope", "schedule", "budget", "floors", "path", "connections", "shards", "select", "plan", "allocate"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
     {"evaluate", "table", "footprint", "speed", "memory", "report", "files", "plan_json"},
     {"frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo"},
