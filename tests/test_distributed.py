@@ -71,7 +71,7 @@ def test_processes_stop_together_when_it_is_enough(ran: tuple[Path, list[list[st
     assert found.stability and found.stability.agreement >= 0.9 and found.count < 400 and found.count % 16 == 0
     (words,) = (line for line in ran[1][1] if line.startswith("seen"))
     assert not any(line.startswith("seen") for line in ran[1][0])
-    assert [int(word) for word in words.split()[1:]] == list(range(16, found.count + 1, 16))  # the whole, though only one looks
+    assert sorted({int(word) for word in words.split()[1:]}) == list(range(16, found.count + 1, 16))  # the whole, though only one looks
 
 
 @pytest.mark.slow

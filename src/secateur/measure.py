@@ -114,7 +114,7 @@ class Between:
     handed: int = 0  # pieces, at the last scores
     parts: int = 0  # scores of the last piece
     looked: float = field(default_factory=time.monotonic)
-    pause: float = WATCHED
+    pause: float = 0.0  # seconds until the next look: the first one is early
     start: int = 0
     next: int = FIRST
     failed: bool = False
