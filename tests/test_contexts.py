@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.contexts import CONTEXTS, WAITING, Stream, by_batch, by_class, by_sample
+from secateur.contexts import CONTEXTS, WAITING, by_batch, by_class, by_sample
 from secateur.errors import BadInput
+from secateur.stream import Stream
 
 
 def numbered(sizes: list[int], classes: int) -> list[tuple[Tensor, Tensor]]:

@@ -15,10 +15,13 @@ import secateur
 
 SOURCE = Path(secateur.__file__).parent
 ROWS = (
-    {"tree", "errors", "folders", "task", "smallest"},
+    {"tree", "errors", "folders", "task", "smallest", "sharded"},
     {"structure"},
-    {"criteria", "sensitivity", "reductions", "contexts", "cost", "activations"},
-    {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate"},
+    {
+        "criteria", "sensitivity", "reductions", "contexts", "cost", "activations", "stream", "sure", "conflicts", "sensitivity_file",
+        "resume", "distributed", "sharded_task", "measure",
+    },  # fmt: skip
+    {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate", "shards"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
     {"evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json"},
     {"frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo"},

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.reductions import RESERVOIR, Reductions, magnitude, normalised, quantile
+from secateur.reductions import LEAST, Reductions, magnitude, normalised, quantile
 
 
 @given(st.integers(1, 30), st.integers(0, 3))
@@ -16,17 +16,17 @@ def test_running_reductions_are_those_of_all_contexts_at_once(count: int, seed: 
     torch.testing.assert_close(running.mean["a"], contexts.mean(0))
     torch.testing.assert_close(running.m2["a"] / count, contexts.var(0, correction=0))
     torch.testing.assert_close(running.local()["a"], contexts.max(0).values)
-    assert running.count == count and not running.reservoir
+    assert running.count == count and not running.sample
 
 
 def test_quantiles_of_few_contexts_are_exact_and_of_many_near() -> None:
     contexts = torch.rand(1000, 5, generator=torch.Generator().manual_seed(0))
-    running = Reductions(0.5, seed=0)
+    running = Reductions(0.5, seed=0, limit=LEAST)
     for number, context in enumerate(contexts, 1):
         running.add({"a": context})
-        if number == RESERVOIR:
+        if number == LEAST:
             torch.testing.assert_close(running.local()["a"], contexts[:number].quantile(0.5, dim=0))
-    assert len(running.reservoir) == RESERVOIR
+    assert len(running.sample) == LEAST
     torch.testing.assert_close(running.local()["a"], contexts.quantile(0.5, dim=0), atol=0.2, rtol=0)
 
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from secateur import tree
 from secateur.criteria import CRITERIA
 from secateur.errors import BadInput, Unreadable
+from secateur.measure import measure
 from secateur.reductions import normalised
-from secateur.sensitivity import Collector, Sensitivity, measure, merge, read_sensitivity, write_sensitivity
+from secateur.sensitivity import Collector, Sensitivity, merge
+from secateur.sensitivity_file import read_sensitivity, write_sensitivity
 from secateur.structure import Structure, weights
 from secateur.task import Task
 from secateur.tree import Scores

@@ -7,6 +7,7 @@ from .errors import BadInput, BadLoss, BudgetUnreachable, MissingExtra, NothingT
 from .evaluate import compare, evaluate
 from .files import load, read_plan, save
 from .finetune import Tuned, finetune
+from .measure import measure
 from .optimizers import rebind
 from .plan import Plan
 from .repair import reestimate
@@ -14,7 +15,8 @@ from .rounds import Round, rounds
 from .schedule import SCHEDULES
 from .scope import SCOPES
 from .select import select
-from .sensitivity import Collector, Sensitivity, measure, merge, read_sensitivity, write_sensitivity
+from .sensitivity import Collector, Sensitivity, merge
+from .sensitivity_file import read_sensitivity, write_sensitivity
 from .structure import Group, Structure, as_graph, layers, rule, weights
 from .surgery import hold, mask, shrink
 from .table import Table

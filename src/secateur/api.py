@@ -14,10 +14,11 @@ from torch import nn
 
 from .criteria import Criterion
 from .errors import BadInput
+from .measure import measure
 from .plan import Plan
 from .repair import reestimate
 from .select import select
-from .sensitivity import Sensitivity, measure, merge
+from .sensitivity import Sensitivity, merge
 from .structure import Channels, Structure, layers, weights
 from .structure import as_graph as graph
 from .structure import channels as traced_channels

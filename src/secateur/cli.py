@@ -21,10 +21,10 @@ from .files import read_plan, write_text_atomic
 from .frontends.data import data_of
 from .frontends.models import example_of
 from .journey import First, at_least, criterion_of, example_in, loss_of, model_of, one_of, seed_in_range
+from .measure import measure as measured
 from .progress import bars
 from .report import Story, render
-from .sensitivity import measure as measured
-from .sensitivity import write_sensitivity
+from .sensitivity_file import write_sensitivity
 from .structure import as_graph as graph
 from .task import Task
 

@@ -19,12 +19,14 @@ from .evaluate import compare
 from .files import load, read_plan, save, write_text_atomic
 from .finetune import finetune
 from .journey import CURVE, First, criterion_of, curve_of, machine
+from .measure import measure
 from .plan import Plan
 from .progress import Bar, Tell
 from .report import Story, render, story_of
 from .rounds import round_folder, rounds
 from .select import select
-from .sensitivity import Sensitivity, measure, merge, write_sensitivity
+from .sensitivity import Sensitivity, merge
+from .sensitivity_file import write_sensitivity
 from .surgery import shrink
 from .task import Task
 from .tree import Scores

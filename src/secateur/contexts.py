@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from .errors import BadInput
 from .task import describe, each, split_batch
 
-WAITING = 8  # batches' worth of samples that may wait for others of their class
+WAITING = 8  # batches' worth of samples that may wait for others of their key
 
 
 class Piece(NamedTuple):
@@ -25,6 +24,7 @@ class Piece(NamedTuple):
 
 Layout = tuple[tuple[bool, tuple[int, ...], str], ...]
 Cut = Callable[[Iterable[object]], Iterator[Piece]]
+Keys = Callable[[object], object]  # batch -> a key for every sample (a list, or a tensor of whole numbers), or one for the batch
 
 
 def by_batch(data: Iterable[object]) -> Iterator[Piece]:
@@ -40,61 +40,96 @@ def by_sample(data: Iterable[object]) -> Iterator[Piece]:
             yield Piece(None, 1, take(batch, torch.tensor([index]), layout(batch)))
 
 
-def by_class(data: Iterable[object]) -> Iterator[Piece]:
-    """Every class is a context: samples wait for others of their class until they fill a batch.
+def by_key(keys: Keys) -> Cut:
+    """Every key is a context (a domain, speaker, language, sensor, ...): samples wait for others of theirs until they fill a batch.
 
-    At most 8 batches' worth of samples wait; beyond that the fullest class goes on, so that memory does not grow with the data and the
+    keys: batch -> one key a sample, or one for the whole batch, which then goes on as it is. A key is a string or a whole number.
+    At most 8 batches' worth of samples wait; beyond that the fullest key goes on, so that memory does not grow with the data and the
     batches stay nearly as large as they came. Samples of different shapes (padding) are not mixed.
     """
-    waiting: dict[tuple[object, Layout], Piece] = {}
-    size = 0
-    for batch in data:
-        labels, form = labels_of(batch), layout(batch)
-        size = max(size, len(labels))
-        for label in torch.unique(labels).tolist():
-            members = (labels == label).nonzero().flatten()
-            piece = Piece(str(label), len(members), take(batch, members, form))
-            if (label, form) in waiting:
-                piece = join(waiting.pop((label, form)), piece, form)
-            if piece.samples >= size:
-                yield first(piece, size, form)
-                piece = rest(piece, size, form)
-            if piece.samples:
-                waiting[label, form] = piece
-        while sum(piece.samples for piece in waiting.values()) > WAITING * size:
-            yield waiting.pop(max(waiting, key=lambda kind: waiting[kind].samples))
-    yield from waiting.values()
 
+    def cut(data: Iterable[object]) -> Iterator[Piece]:
+        waiting: dict[tuple[str, Layout], Piece] = {}
+        size = 0
+        for batch in data:
+            named = names_of(keys, batch)
+            if isinstance(named, str):
+                yield Piece(named, samples_in(batch), batch)
+                continue
+            form, size = layout(batch), max(size, len(named))
+            for key, members in places(named).items():
+                piece = Piece(key, len(members), take(batch, torch.tensor(members), form))
+                if (key, form) in waiting:
+                    piece = join(waiting.pop((key, form)), piece, form)
+                if piece.samples >= size:
+                    yield first(piece, size, form)
+                    piece = rest(piece, size, form)
+                if piece.samples:
+                    waiting[key, form] = piece
+            while sum(piece.samples for piece in waiting.values()) > WAITING * size:
+                yield waiting.pop(max(waiting, key=lambda kind: waiting[kind].samples))
+        yield from waiting.values()
+
+    return cut
+
+
+def names_of(keys: Keys, batch: object) -> list[str] | str:
+    """The keys of a batch, as text: one for every sample, or one. Raises BadInput for anything else."""
+    value = keys(batch)
+    plain = value.tolist() if hasattr(value, "tolist") else value  # a tensor or an array
+    if isinstance(plain, (str, int)):
+        return str(plain)
+    named = list(plain) if isinstance(plain, (list, tuple)) else None
+    if named is None or len(named) != sliceable(batch) or not all(isinstance(key, (str, int)) for key in named):
+        called = getattr(keys, "__name__", type(keys).__name__)
+        found = describe(value) if named is None or isinstance(value, Tensor) else f"{len(named)} of them, such as {named[:1]}"
+        raise BadInput(
+            f"The contexts' function {called} gave keys {found} for a batch of {samples_in(batch)} samples. "
+            "Return a list of one string or whole number for every sample, or a single one for the batch."
+        )
+    return [str(key) for key in named]
+
+
+def places(named: list[str]) -> dict[str, list[int]]:
+    """Of every key, where it stands."""
+    found: dict[str, list[int]] = {key: [] for key in sorted(set(named), key=natural)}
+    for place, key in enumerate(named):
+        found[key].append(place)
+    return found
+
+
+def natural(key: str) -> tuple[int, int, str]:
+    """Whole numbers in their order, before other keys."""
+    return (0, int(key), key) if key.lstrip("-").isdecimal() else (1, 0, key)
+
+
+def labels_of(batch: object) -> Tensor:
+    """One class a sample: the targets, or a dict's "labels" or "label"."""
+    _, targets = split_batch(batch)
+    labels = targets.get("labels", targets.get("label")) if isinstance(targets, Mapping) else targets
+    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or len(labels) != sliceable(batch):
+        raise BadInput(
+            f'Contexts of one class need a whole number for every sample as its label (in a dict: "labels" or "label"), '
+            f'but the targets are {describe(targets)}. Use contexts="batch" or "sample", or give such labels.'
+        )
+    return labels.cpu()
+
+
+by_class = by_key(labels_of)
 
 CONTEXTS: dict[str, Cut] = {"batch": by_batch, "sample": by_sample, "class": by_class}
+APART = (by_batch, by_sample)  # a piece is of one batch, so that reading can begin behind any batch
 
 
-@dataclass
-class Stream:
-    """Data cut into contexts, which remembers the piece it handed out last: that is the one a criterion's next scores belong to.
-
-    taken: batches taken from the data in this pass.
-    handed: pieces handed out in this pass.
-    """
-
-    data: Iterable[object]
-    cut: Cut
-    taken: int = 0
-    handed: int = 0
-    key: str | None = None
-    samples: int = 0
-
-    def __iter__(self) -> Iterator[object]:
-        self.taken = self.handed = 0
-        for piece in self.cut(self.counted()):
-            self.handed += 1
-            self.key, self.samples = piece.key, piece.samples
-            yield piece.batch
-
-    def counted(self) -> Iterator[object]:
-        for batch in self.data:
-            self.taken += 1
-            yield batch
+def cut_of(contexts: str | Keys) -> tuple[Cut, str]:
+    """The way of cutting of that name or function of keys, and what it is called. Raises BadInput where there is none."""
+    if not isinstance(contexts, str) and callable(contexts):
+        return by_key(contexts), str(getattr(contexts, "__name__", type(contexts).__name__))
+    if not isinstance(contexts, str) or contexts not in CONTEXTS:
+        collected = " Training steps are collected while training: finetune(..., collect=Collector(structure))."
+        steps = collected if "step" in str(contexts) else ""
+        raise BadInput(f"There are no contexts {contexts!r}. Choose {', '.join(CONTEXTS)}, or give a function batch -> keys.{steps}")
+    return CONTEXTS[contexts], contexts
 
 
 def leaves(batch: object) -> list[object]:
@@ -117,18 +152,6 @@ def sliceable(batch: object) -> int:
             'Put samples along the first dimension of both, or use contexts="batch".'
         )
     return samples_in(inputs)
-
-
-def labels_of(batch: object) -> Tensor:
-    """One class a sample: the targets, or a dict's "labels" or "label"."""
-    _, targets = split_batch(batch)
-    labels = targets.get("labels", targets.get("label")) if isinstance(targets, Mapping) else targets
-    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or len(labels) != sliceable(batch):
-        raise BadInput(
-            f'Contexts of one class need a whole number for every sample as its label (in a dict: "labels" or "label"), '
-            f'but the targets are {describe(targets)}. Use contexts="batch" or "sample", or give such labels.'
-        )
-    return labels.cpu()
 
 
 def layout(batch: object) -> Layout:

@@ -21,9 +21,10 @@ from .errors import BadInput, BudgetUnreachable
 from .evaluate import Metric, evaluate, labels_of, logits_of
 from .frontends.models import build_of, example_of, function_of
 from .frontends.weights import load_weights
+from .measure import measure
 from .progress import Tell
 from .select import select
-from .sensitivity import measure, merge
+from .sensitivity import merge
 from .structure import Structure
 from .surgery import shrink
 from .task import Loss, Task, each, split_batch

@@ -18,11 +18,12 @@ from .cost import cost
 from .criteria import Criterion
 from .errors import BadInput, Unreadable
 from .files import load, read_plan, save
+from .measure import measure
 from .optimizers import rebind
 from .plan import Plan
 from .schedule import SCHEDULES, Schedule
 from .select import plan_of, select
-from .sensitivity import Sensitivity, measure, merge
+from .sensitivity import Sensitivity, merge
 from .structure import Channels, Structure, all_kept
 from .structure import as_graph as graph
 from .structure.cut import twin

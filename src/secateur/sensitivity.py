@@ -7,29 +7,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import tree
-from .contexts import CONTEXTS, Stream
-from .criteria import Criterion, criterion, name_of
-from .errors import BadInput, Unreadable
-from .folders import write_atomic
-from .reductions import Reductions, magnitude, normalised
-from .structure import Structure, check_prunable
-from .task import Task, device_of, plain, seeded
+from .conflicts import Conflict, conflicts
+from .contexts import natural
+from .errors import BadInput
+from .reductions import Mean, Reductions, State, listed, magnitude, normalised, parts_of, whole
+from .sharded import is_sharded, local
+from .structure import Structure
+from .sure import Stability, stability
+from .task import plain
 from .tree import Scores
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,9 @@ class Sensitivity:
     keys: for contexts that have names (classes), the normalised scores of each.
     count, samples: contexts and samples that were seen.
     local_by: "max", or the quantile.
+    error: the standard error of global_, None where only one context was seen. It is spread / sqrt(count - 1); where contexts have keys,
+    half the difference of the means of two halves of the data (one degree of freedom, so rough for a single unit).
+    stability: how well two halves of the data agree on what to remove; None where there are none, and for sharded models.
     """
 
     global_: Scores
@@ -51,6 +48,8 @@ class Sensitivity:
     count: int = 0
     samples: int = 0
     local_by: str | float = "max"
+    error: Scores | None = None
+    stability: Stability | None = None
 
     def needs(self, group: str) -> list[str | None]:
         """For every unit of the group, the key (class) whose sensitivity to it is the largest; None where no key needs it."""
@@ -62,65 +61,27 @@ class Sensitivity:
         names = list(self.keys)
         return [names[index] if value > 0 else None for value, index in zip(highest.tolist(), which.tolist())]
 
+    def for_(self, key: str | int) -> Scores:
+        """The normalised scores of one key: of one class, domain, speaker, ..."""
+        if str(key) not in self.keys:
+            there = f"has {', '.join(list(self.keys)[:8])}" if self.keys else f"was measured by {self.contexts}, without keys"
+            raise BadInput(f"There is no key {str(key)!r}: this sensitivity {there}. Measure with contexts= that has it.")
+        return self.keys[str(key)]
 
-def measure(
-    task: Task,
-    structure: Structure,
-    criterion: str | Criterion = "taylor",
-    contexts: str = "batch",
-    local: str | float = "max",
-    progress: Callable[[int, int | None], None] | None = None,
-) -> Sensitivity:
-    """Global and local sensitivity of every unit, in one pass over the data.
+    def conflicts(self, amount: float = 0.5, share: float = 0.1, limit: int = 100) -> list[Conflict]:
+        """Units that would go at this amount by global sensitivity, and are among this share of the most needed in some context.
 
-    contexts: "batch", "sample" (every sample on its own: exact, and as slow as batches of one) or "class" (samples are regrouped into
-    batches of one class; memory is classes x units).
-    local: "max", or a quantile in 0..1 over the contexts. It is exact over classes and over up to 64 other contexts; of more than 64
-    it is taken over a random sample of 64 (from task.seed), so that memory does not grow.
-    progress: called with (batches done, batches in all or None).
-    Raises BadInput for scores that are not finite, naming the criterion and the context.
-    """
-    check_prunable(structure)
-    function, name = criterion_of(criterion), name_of(criterion)
-    if contexts not in CONTEXTS:
-        steps = " Training steps are collected while training: finetune(..., collect=Collector(structure))." if "step" in contexts else ""
-        raise BadInput(f"There are no contexts {contexts!r}. Choose {', '.join(CONTEXTS)}.{steps}")
-    collector = Collector(structure, name, contexts, local, task.seed)
-    stream = Stream(task.data, CONTEXTS[contexts])
-    total, before = length(task.data), 0
-    with seeded(task.seed, device_of(task.model)):
-        yielded: object = function(replace(task, data=stream), structure)
-        if not isinstance(yielded, Iterable):
-            made = type(yielded).__name__
-            raise BadInput(f"The criterion {name} returned {made}, not scores. Let it yield structure.reduce(...) for each batch.")
-        for scores in yielded:
-            if contexts == "class" and stream.handed not in (0, before + 1):
-                raise BadInput(
-                    f"The criterion {name} did not yield one score for each batch, so its scores cannot be told apart by class. "
-                    'Use contexts="batch", or yield once for every batch of task.data.'
-                )
-            before = stream.handed
-            collector.update(scores, stream.key, stream.samples)
-            if progress:
-                progress(stream.taken, total)
-    return collector.sensitivity()
-
-
-criterion_of = criterion  # `measure` has an argument of that name
-
-
-def length(data: object) -> int | None:
-    try:
-        return len(data) if isinstance(data, Sized) else None
-    except TypeError:  # a loader of a stream has a __len__ that raises
-        return None
+        Where contexts have no names, the local sensitivity stands for them all, and the key is None.
+        """
+        return conflicts(self.global_, self.local, self.keys, amount, share, limit)
 
 
 class Collector:
     """Reduces a stream of scores to a Sensitivity. What it holds does not depend on how many contexts come.
 
     `update(scores)` adds a context. `update(scores, key)` adds a part of the context of that name: parts are averaged, weighted by their
-    samples, and normalised together. `step(model)` adds a training step from the gradients it has anyway.
+    samples, and normalised together. `step(model)` adds a training step from the gradients it has anyway. `a.merge(b)` is a collector of
+    what both have seen: the same numbers however the contexts were split, if each had a number of its own (without: its own count).
     """
 
     def __init__(
@@ -129,21 +90,31 @@ class Collector:
         if local != "max" and not (isinstance(local, (int, float)) and not isinstance(local, bool) and 0 <= local <= 1):
             raise BadInput(f'The local sensitivity is by "max" or a quantile in 0..1, but it is {local!r}. Try local="max" or 0.95.')
         self.structure, self.criterion, self.contexts, self.local, self.seed = structure, criterion, contexts, local, seed
-        self.samples = 0
+        self.samples = self.seen = 0  # seen: contexts, or parts of them
         self.stream = Reductions(local, seed)
+        self.even = Mean()  # of the contexts of even numbers: the other half is what is left of the stream
         self.sums: dict[str, Scores] = {}
+        self.even_sums: dict[str, Scores] = {}
+        self.types: dict[str, torch.dtype] = {}
 
-    def update(self, scores: Mapping[str, Tensor], key: str | None = None, samples: int = 1) -> None:
-        context = f"context {self.stream.count}" if key is None else f"the context {key}"
+    def update(self, scores: Mapping[str, Tensor], key: str | None = None, samples: int = 1, number: int | None = None) -> None:
+        """Adds a context, or a part of the one of that key. number: its place among all, where this collector sees only some of them."""
+        number = self.seen if number is None else number
+        context = f"context {number}" if key is None else f"the context {key}"
         scores = self.checked(scores, context)
-        self.samples += samples
+        self.types = {name: value.dtype for name, value in scores.items()}
+        self.samples, self.seen = self.samples + samples, self.seen + 1
         if key is None:
-            self.stream.add(normalised(scores))
+            shares = normalised(scores)
+            self.stream.add(shares, number)
+            if number % 2 == 0:
+                self.even.add(shares)
             return
-        if key not in self.sums:
-            self.sums[key] = tree.apply(torch.zeros_like, scores)
-        for name, value in self.sums[key].items():
-            value.add_(scores[name], alpha=samples)
+        for sums in (self.sums, self.even_sums)[: 2 - number % 2]:
+            if key not in sums:
+                sums[key] = tree.apply(lambda value: torch.zeros_like(value, dtype=torch.float64), scores)
+            for name, value in sums[key].items():
+                value.add_(scores[name], alpha=samples)
 
     def step(self, model: nn.Module, samples: int = 1) -> None:
         """Adds (sum of g w)^2 of a training step. Call it between `backward()` and the optimizer's step.
@@ -168,8 +139,55 @@ class Collector:
         if math.isfinite(magnitude(scores)):
             self.update(scores, None, samples)
 
-    def sensitivity(self) -> Sensitivity:
-        """What came so far. Raises BadInput where nothing did."""
+    def merge(self, other: Collector) -> Collector:
+        """A collector of all that both have seen. Raises BadInput where they collect different things."""
+        for name in ("criterion", "contexts", "local", "seed"):
+            if getattr(self, name) != getattr(other, name):
+                raise BadInput(
+                    f"These collectors differ in {name}: {getattr(self, name)!r} and {getattr(other, name)!r}. Merge those of one kind."
+                )
+        if {name: group.shape for name, group in self.structure.groups.items()} != {
+            name: group.shape for name, group in other.structure.groups.items()
+        }:
+            raise BadInput("These collectors are of different structures. Merge those that were made of the same model.")
+        both = self.empty()
+        both.samples, both.seen = self.samples + other.samples, self.seen + other.seen
+        both.types = self.types or other.types
+        both.stream, both.even = self.stream.merge(other.stream), self.even.merge(other.even)
+        both.sums, both.even_sums = joined(self.sums, other.sums), joined(self.even_sums, other.even_sums)
+        return both
+
+    def empty(self) -> Collector:
+        return Collector(self.structure, self.criterion, self.contexts, self.local, self.seed)
+
+    def state(self) -> State:
+        """All that it has seen, as JSON values and tensors."""
+        told, tensors = self.stream.state()
+        held = {f"stream/{name}": value for name, value in tensors.items()}
+        held |= {f"even/{name}": value for name, value in self.even.mean.items()}
+        for part, sums in (("sums", self.sums), ("even_sums", self.even_sums)):
+            held |= {f"{part}/{number}/{name}": v for number, scores in enumerate(sums.values()) for name, v in scores.items()}
+        types = {name: str(dtype).removeprefix("torch.") for name, dtype in self.types.items()}
+        facts = {"samples": self.samples, "seen": self.seen, "stream": told, "even": self.even.count, "types": types}
+        return {**facts, "sums": list(self.sums), "even_sums": list(self.even_sums)}, held
+
+    def restored(self, state: State) -> Collector:
+        """A collector of these settings that has seen what `state` says. Raises KeyError, TypeError or ValueError where it cannot be."""
+        told, tensors = state
+        part = parts_of(tensors)
+        new = self.empty()
+        new.samples, new.seen = whole(told["samples"]), whole(told["seen"])
+        stream, types = told["stream"], told["types"]
+        if not isinstance(stream, dict) or not isinstance(types, dict):
+            raise TypeError("it has no reductions")
+        new.stream, new.even = new.stream.restored((stream, part("stream"))), Mean(whole(told["even"]), part("even"))
+        new.types = {str(name): FLOATS[dtype] for name, dtype in types.items()}
+        for name, sums in (("sums", new.sums), ("even_sums", new.even_sums)):
+            sums |= {str(key): part(f"{name}/{number}") for number, key in enumerate(listed(told[name]))}
+        return new
+
+    def sensitivity(self, amount: float = 0.5) -> Sensitivity:
+        """What came so far, and how sure it is about the units that leave at `amount`. Raises BadInput where nothing came."""
         keys = {key: normalised(scores) for key, scores in sorted(self.sums.items(), key=lambda item: natural(item[0]))}
         reductions = self.stream
         if keys:
@@ -178,17 +196,49 @@ class Collector:
                 reductions.add(scores)
         if not reductions.count:
             raise BadInput(f"The criterion {self.criterion} yielded no scores. Give it data, or yield once for every batch of task.data.")
+        halves, count = self.halves(), reductions.count
+        error: Scores | None = None
+        if keys and halves:
+            error = tree.apply(lambda a, b: (a - b).abs() / 2, *halves)
+        elif not keys and count > 1:
+            error = tree.apply(lambda m2: (m2 / count / (count - 1)).sqrt(), reductions.m2)
         return Sensitivity(
-            global_=on_cpu(reductions.mean),
-            local=on_cpu(reductions.local()),
-            spread=on_cpu(tree.apply(lambda m2: (m2 / reductions.count).sqrt(), reductions.m2)),
-            keys={key: on_cpu(scores) for key, scores in keys.items()},
+            global_=self.plain(reductions.mean),
+            local=self.plain(reductions.local()),
+            spread=self.plain(tree.apply(lambda m2: (m2 / count).sqrt(), reductions.m2)),
+            keys={key: self.plain(scores) for key, scores in keys.items()},
             criterion=self.criterion,
             contexts=self.contexts,
-            count=reductions.count,
+            count=count,
             samples=self.samples,
             local_by=self.local if isinstance(self.local, str) else float(self.local),
+            error=None if error is None else self.plain(error),
+            stability=self.stability(amount) if halves else None,
         )
+
+    def halves(self) -> tuple[Scores, Scores] | None:
+        """The global sensitivity by either half of the contexts (of their parts, where they have keys); None where a half has none."""
+        if not self.sums:
+            odd = self.stream.average.without(self.even)
+            return (self.even.mean, odd.mean) if self.even.count and odd.count else None
+        means = Mean(), Mean()
+        for key, even in self.even_sums.items():
+            odds = tree.apply(torch.sub, self.sums[key], even)
+            if magnitude(even) and magnitude(odds) > ROUNDING * magnitude(even):
+                means[0].add(normalised(even))
+                means[1].add(normalised(odds))
+        return (means[0].mean, means[1].mean) if means[0].count else None
+
+    def stability(self, amount: float) -> Stability | None:
+        """None where a half of the contexts is still missing, or where the model is sharded."""
+        halves = self.halves()
+        if halves is None or any(is_sharded(value) for value in halves[0].values()):
+            return None
+        return stability(*halves, amount)
+
+    def plain(self, scores: Scores) -> Scores:
+        """In the type that the scores came in, on the CPU; of shards, this process's part."""
+        return {name: local(value).detach().to("cpu", self.types[name], copy=True) for name, value in scores.items()}
 
     def checked(self, scores: Mapping[str, Tensor], context: str) -> Scores:
         for name, group in self.structure.groups.items():
@@ -209,67 +259,18 @@ class Collector:
         return result
 
 
+FLOATS = {"float32": torch.float32, "float64": torch.float64}  # that scores come in
+ROUNDING = 1e-12
+
+
+def joined(a: dict[str, Scores], b: dict[str, Scores]) -> dict[str, Scores]:
+    """The sums by key of both."""
+    one = {key: tree.apply(torch.clone, scores) for key, scores in {**a, **b}.items()}
+    return {**one, **{key: tree.add(a[key], b[key]) for key in a.keys() & b.keys()}}
+
+
 def merge(sensitivity: Sensitivity, local: float = 0.0) -> Scores:
     """(1 - local) x global + local x local: 0 ranks by the whole data, 1 by the context that needs a unit most."""
     if isinstance(local, bool) or not isinstance(local, (int, float)) or not 0 <= local <= 1:
         raise BadInput(f"The weight of the local sensitivity must be in 0..1, but it is {local!r}. Try local=0.3.")
     return tree.add(tree.scale(sensitivity.global_, 1 - local), tree.scale(normalised(sensitivity.local), local))
-
-
-def on_cpu(scores: Scores) -> Scores:
-    return {name: value.detach().to("cpu", copy=True) for name, value in scores.items()}
-
-
-def natural(key: str) -> tuple[int, int, str]:
-    """Whole numbers in their order, before other keys."""
-    return (0, int(key), key) if key.lstrip("-").isdecimal() else (1, 0, key)
-
-
-def write_sensitivity(path: str | Path, sensitivity: Sensitivity) -> None:
-    """One safetensors file, whole or not at all. Raises BadInput where it cannot be written."""
-    parts = {"global": sensitivity.global_, "local": sensitivity.local, "spread": sensitivity.spread}
-    parts |= {f"key{index}": scores for index, scores in enumerate(sensitivity.keys.values())}
-    tensors = {f"{part}/{name}": value.cpu().contiguous().clone() for part, scores in parts.items() for name, value in scores.items()}
-    told = {name: getattr(sensitivity, name) for name in ("criterion", "contexts", "count", "samples", "local_by")}
-    told |= {"version": VERSION, "keys": list(sensitivity.keys), "groups": list(sensitivity.global_)}
-    told["digest"] = digest(tensors, told)
-    write_atomic(path, save(tensors, metadata={"secateur": json.dumps(told)}))
-
-
-def read_sensitivity(path: str | Path) -> Sensitivity:
-    """What `write_sensitivity` wrote. Raises Unreadable where it is missing, damaged or of another version."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            told = json.loads((file.metadata() or {})["secateur"])
-            if told["version"] != VERSION:
-                raise Unreadable(f"{path} is of version {told['version']}, but this Secateur reads {VERSION}. Measure again.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
-        if told.pop("digest") != digest(tensors, told):
-            raise ValueError("it does not hold what was written")
-        part: Callable[[str], Scores] = lambda which: {name: tensors[f"{which}/{name}"] for name in told["groups"]}
-        return Sensitivity(
-            global_=part("global"),
-            local=part("local"),
-            spread=part("spread"),
-            keys={key: part(f"key{index}") for index, key in enumerate(told["keys"])},
-            criterion=str(told["criterion"]),
-            contexts=str(told["contexts"]),
-            count=int(told["count"]),
-            samples=int(told["samples"]),
-            local_by="max" if told["local_by"] == "max" else float(told["local_by"]),
-        )
-    except FileNotFoundError as error:
-        raise Unreadable(f"{path} does not exist. Make it with: secateur measure ... --out {path}") from error
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if isinstance(error, Unreadable):
-            raise
-        raise Unreadable(f"{path} is damaged or was not written by Secateur ({str(error).splitlines()[0]}). Measure again.") from error
-
-
-def digest(tensors: Mapping[str, Tensor], told: Mapping[str, object]) -> str:
-    """SHA-256 over names, shapes and values, and what is told of them."""
-    result = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for name in sorted(tensors):
-        result.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        result.update(tensors[name].contiguous().numpy().data)
-    return result.hexdigest()

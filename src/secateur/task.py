@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,12 +27,24 @@ class Task:
     data: re-iterable batches, each `(inputs, targets)`, or a dict that is both the model's keyword arguments and the loss's targets.
     loss: `loss(outputs, targets)`, one number or one per sample (then the mean is taken).
     seed: what chance a criterion needs starts here.
+    first, every: where the data is a part of more (the share of one process, what is left after a stop), the number of its first batch
+    there, and how far apart the numbers are.
     """
 
     model: nn.Module
     data: Iterable[object]
     loss: Loss
     seed: int = 0
+    first: int = 0
+    every: int = 1
+
+    def place(self, batch: int) -> int:
+        """The number, in the whole of the data, of the batch that comes `batch`-th here."""
+        return self.first + batch * self.every
+
+    def chance(self, batch: int) -> torch.Generator:
+        """Chance for the batch that comes `batch`-th: it goes by the batch's place in the whole, so parts of the data draw as the whole."""
+        return torch.Generator().manual_seed(mixed(self.seed, self.place(batch)))
 
     def parameters(self) -> Tree:
         """The model's floating-point parameters, detached, each once however often it is tied."""
@@ -55,7 +68,7 @@ class Task:
         twice: only use kernels that can be differentiated a second time.
         """
         for number, (inputs, targets) in enumerate(self.batches()):
-            yield self.loss_on(inputs, targets, number, twice)
+            yield self.loss_on(inputs, targets, self.place(number), twice)
 
     def loss_on(self, inputs: object, targets: object, batch: int = 0, twice: bool = False) -> tuple[Tensor, Tree]:
         """The loss of one batch, and the leaves of its graph. Raises BadInput or BadLoss, naming the batch."""
@@ -176,6 +189,11 @@ def differentiable(model: nn.Module, twice: bool) -> Iterator[None]:
     with torch.backends.cudnn.flags(enabled=False) if recurrent and device_of(model).type == "cuda" else nullcontext():
         with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
             yield
+
+
+def mixed(*parts: object) -> int:
+    """A number in 0..2^63 that looks drawn at random, and is always the same for the same parts."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 @contextmanager

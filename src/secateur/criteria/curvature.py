@@ -21,11 +21,10 @@ def hessian(task: Task, structure: Structure, probes: int = 1) -> Iterator[Score
     Each Hz is an exact product by differentiating twice. The error of one probe is that of H's off-diagonal elements (none, where H is
     diagonal); more contexts average it out, and so do more probes: `functools.partial(hessian, probes=8)`.
     """
-    chance = torch.Generator().manual_seed(task.seed)
     squared = tree.square(task.parameters())
     for number, (loss, leaves) in enumerate(task.losses(twice=True)):
         with derived(number):
-            diagonal = hessian_diagonal(loss, leaves, probes, chance)
+            diagonal = hessian_diagonal(loss, leaves, probes, task.chance(number))
         del loss, leaves  # the graph of this batch, before the next one's is built
         yield tree.scale(structure.reduce(tree.mul(squared, diagonal)), 0.5)
 

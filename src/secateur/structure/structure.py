@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import NothingToPrune
+from ..errors import BadInput, NothingToPrune
+from ..sharded import is_sharded
 from ..tree import Keep, Scores, Tree
 
 
@@ -119,6 +120,8 @@ def digest_of(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        if is_sharded(value):
+            raise BadInput(f"{name} is sharded over several processes. Make the structure before the model is sharded.")
         if value.device.type != "meta":
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b"")
     return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""The data of a measurement, as a criterion sees it: pieces of one context each, with numbers that all chance goes by.
+
+So a part of the stream (the share of one process, or what is left after a stop) gives the numbers that the whole would have given there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import NamedTuple
+
+from .contexts import APART, Cut, Piece
+
+Chance = Callable[[str, int], None]  # what is about to come ("batch", "piece") and its number -> chance starts there
+
+
+class Position(NamedTuple):
+    """Behind so many pieces; reading can begin behind so many batches, which gave the first pieces."""
+
+    pieces: int = 0
+    batches: int = 0
+    given: int = 0
+
+
+BEGINNING = Position()
+
+
+@dataclass
+class Stream:
+    """Data cut into contexts, which remembers the piece it handed out last: that is the one a criterion's next scores belong to.
+
+    start: where to begin. rank, size: of so many processes, this is which. split: each has its share of the pieces, all reading all data;
+    or else each has data of its own, and all pieces of that.
+    between: called before every piece, also of another share; the stream ends where it says so (True).
+    chance: called before every batch is read and every piece is handed out.
+    taken: batches taken from the data. handed: pieces handed out in this pass. number: that of the last one, among those of all processes.
+    place: before the piece that is next.
+    counts: False for a piece of another share that is handed out only because there is none of one's own.
+    """
+
+    data: Iterable[object]
+    cut: Cut
+    start: Position = BEGINNING
+    rank: int = 0
+    size: int = 1
+    split: bool = True
+    between: Callable[[Stream], bool] = lambda stream: False
+    chance: Chance = lambda what, number: None
+    taken: int = 0
+    handed: int = 0
+    number: int = 0
+    key: str | None = None
+    samples: int = 0
+    counts: bool = True
+    place: Position = BEGINNING
+
+    @property
+    def first(self) -> int:
+        """The number of the first piece that will be handed out; the next are `size` apart."""
+        return self.start.pieces + (self.rank - self.start.pieces) % self.size if self.split else self.numbered(self.start.pieces)
+
+    def numbered(self, place: int) -> int:
+        """The number, among those of all processes, of what comes at this place here."""
+        return place if self.split else place * self.size + self.rank
+
+    def __iter__(self) -> Iterator[object]:
+        self.taken, self.handed, self.counts = self.start.batches, 0, True
+        spare: Piece | None = None
+        seen, batch, given = self.start.given, self.taken, self.start.given
+        for place, piece in enumerate(self.cut(self.counted()), seen):
+            if self.taken != batch:
+                batch, given = self.taken, place
+            if place >= self.start.pieces:
+                self.place = Position(place, batch - 1, given) if self.cut in APART else Position(place)
+                if self.between(self):
+                    return
+            number = self.numbered(place)
+            if place >= self.start.pieces and (number - self.rank) % self.size == 0:
+                yield self.hand(number, piece)
+            else:
+                spare = piece
+        if spare is not None and not self.handed:
+            self.counts = False
+            yield self.hand(self.first, spare)
+
+    def hand(self, number: int, piece: Piece) -> object:
+        self.handed += 1
+        self.number, self.key, self.samples = number, piece.key, piece.samples
+        self.chance("piece", number)
+        return piece.batch
+
+    def counted(self) -> Iterator[object]:
+        """Batches, each read under chance of its own: what augments it draws the same, whoever reads it and whenever.
+
+        Those before `start` are left out by the data's own skip(n) where it has one (it need not read them then), or else read past.
+        """
+        skip: Callable[[int], Iterable[object]] | None = getattr(self.data, "skip", None)
+        by_itself = bool(self.start.batches) and callable(skip)
+        self.chance("pass", 0)
+        following = iter(skip(self.start.batches) if by_itself and skip else self.data)
+        for number in count(self.start.batches if by_itself else 0):
+            self.chance("batch", self.numbered(number))
+            try:
+                batch = next(following)
+            except StopIteration:
+                return
+            if number >= self.start.batches:
+                self.taken += 1
+                yield batch
