@@ -19,7 +19,7 @@ ROWS = (
     {"structure"},
     {
         "criteria", "sensitivity", "reductions", "contexts", "cost", "activations", "stream", "sure", "conflicts", "sensitivity_file",
-        "resume", "distributed", "sharded_task", "measure",
+        "resume", "distributed", "sharded_task", "measure", "flows",
     },  # fmt: skip
     {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate", "shards"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
