@@ -83,6 +83,12 @@ class Hidden:
             for i, (a, b) in enumerate(pairwise(self.linears))
         }
 
+    def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            f"h{i}": torch.cat([values[f"{a}.weight"], values[f"{a}.bias"][:, None], values[f"{b}.weight"].T], 1)
+            for i, (a, b) in enumerate(pairwise(self.linears))
+        }
+
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
         return {name: int(mask.sum()) for name, mask in self.expand(keep).items()}
 

@@ -12,9 +12,15 @@ from ..errors import BadInput
 from ..structure import Structure
 from ..task import Task
 from ..tree import Scores
-from .curvature import hessian
-from .gradients import fisher, gradient, taylor
-from .weights import l1, l2, random
+from .curvature import exact_hessian, hessian, hutchpp
+from .gradients import STEPS, fisher, gradient, grasp, movement, snip, taylor
+from .nodata import inputs_from_statistics, synflow
+from .probability import Iterates, Posterior, laplace, needed, snr
+from .redundancy import cosine, fpgm
+from .scales import bn_scale
+from .surgeon import obs
+from .unlabelled import kl_loss, mse_loss, output_features, output_kl, output_mse, output_norm, to_itself
+from .weights import l1, l2, lamp, lp, random
 
 Criterion = Callable[[Task, Structure], Iterable[Scores]]
 
@@ -24,8 +30,27 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": l2,
     "l1": l1,
     "l2": l2,
+    "lp": lp,
+    "lamp": lamp,
+    "bn_scale": bn_scale,
+    "fpgm": fpgm,
+    "cosine": cosine,
+    "snip": snip,
+    "grasp": grasp,
+    "movement": movement,
     "fisher": fisher,
     "hessian": hessian,
+    "obd": hessian,
+    "hutch++": hutchpp,
+    "exact_hessian": exact_hessian,
+    "obs": obs,
+    "snr": snr,
+    "needed": needed,
+    "output_kl": output_kl,
+    "output_mse": output_mse,
+    "output_features": output_features,
+    "output_norm": output_norm,
+    "synflow": synflow,
     "random": random,
 }
 
@@ -53,4 +78,7 @@ def known() -> str:
     return f"Choose {', '.join(CRITERIA)}, or give a function (task, structure) -> scores."
 
 
-__all__ = ["CRITERIA", "Criterion", "criterion", "fisher", "gradient", "hessian", "l1", "l2", "name_of", "random", "taylor"]
+__all__ = [
+    "CRITERIA", "STEPS", "Criterion", "Iterates", "Posterior", "criterion", "fisher", "gradient", "hessian", "inputs_from_statistics",
+    "kl_loss", "l1", "l2", "laplace", "mse_loss", "name_of", "random", "taylor", "to_itself",
+]  # fmt: skip

@@ -35,6 +35,9 @@ class Weights:
     def reduce(self, values: Mapping[str, Tensor]) -> Scores:
         return {name: values[name] for name in self.groups}
 
+    def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values[name].reshape(-1, 1) for name in self.groups}
+
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
         return {name: int(keep[name].count_nonzero()) if name in keep else number for name, number in self.numel.items()}
 
