@@ -17,7 +17,7 @@ SOURCE = Path(secateur.__file__).parent
 ROWS = (
     {"tree", "errors", "folders", "task"},
     {"structure"},
-    {"criteria", "sensitivity", "reductions", "contexts", "cost"},
+    {"criteria", "flows", "sensitivity", "reductions", "contexts", "cost"},
     {"scope", "schedule", "select", "plan"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
     {"evaluate", "table", "footprint", "speed", "memory", "report", "files", "plan_json"},

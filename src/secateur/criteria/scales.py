@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .. import tree
@@ -15,7 +15,6 @@ from ..errors import BadInput
 from ..structure import Structure
 from ..task import Task
 from ..tree import Scores
-from .runs import outputs_of
 
 NORMS = {F.batch_norm, F.instance_norm, F.layer_norm, F.group_norm, F.rms_norm}
 PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__}
@@ -33,7 +32,7 @@ def bn_scale(task: Task, structure: Structure) -> Iterator[Scores]:
     """
     weights = task.parameters()
     inputs, _ = next(iter(task.batches()))
-    names = scales(task.model, inputs)
+    names = scales(task, inputs)
     number = structure.reduce({name: torch.full_like(value, float(name in names)) for name, value in weights.items()})
     if structure.kind == "weights" or not tree.total(number):
         raise BadInput(
@@ -46,12 +45,12 @@ def bn_scale(task: Task, structure: Structure) -> Iterator[Scores]:
     yield tree.apply(lambda mean, count: torch.where(count > 0, mean, largest), means, number)
 
 
-def scales(model: nn.Module, inputs: object) -> set[str]:
+def scales(task: Task, inputs: object) -> set[str]:
     """The names of the parameters that scale: the weight of a norm, or a factor with one long dimension."""
     seen = Factors()
-    with seen:
-        outputs_of(model, inputs)
-    long = {name: value for name, value in model.named_parameters() if value.numel() == max(value.shape, default=0)}
+    with torch.no_grad():
+        task.run_on(inputs, around=lambda _: seen)
+    long = {name: value for name, value in task.parameters().items() if value.numel() == max(value.shape, default=0)}
     return {name for name, value in long.items() if place(value) in seen.places}
 
 

@@ -26,7 +26,6 @@ from ..structure.cut import twin
 from ..task import Task, describe
 from ..tree import Scores
 from .curvature import sign
-from .runs import outputs_of
 
 Projection = Callable[[object, torch.Generator], Tensor]  # the outputs -> v'z, one number
 
@@ -163,8 +162,10 @@ def to_itself(task: Task, loss: Callable[[object, object], Tensor]) -> Task:
     """
 
     def labelled() -> Iterator[object]:
-        for inputs, _ in task.batches():
-            yield inputs, outputs_of(task.model, inputs)
+        for number, (inputs, _) in enumerate(task.batches()):
+            with torch.no_grad():
+                outputs, _ = task.run_on(inputs, number)
+            yield inputs, outputs
 
     return replace(task, data=Passes(labelled), loss=loss)
 

@@ -62,16 +62,24 @@ class Channels:
         return masks
 
     def reduce(self, values: Mapping[str, Tensor]) -> Scores:
-        first = next(iter(values.values()))
-        sums = torch.zeros(1 + sum(group.size for group in self.groups.values()), dtype=first.dtype, device=first.device)
+        lines = {}
         for name in self.numel:
             for dim, index in enumerate(self.index[name]):
                 if index is not None and (name, dim) not in self.divided:
-                    line = values[name].sum([d for d in range(values[name].dim()) if d != dim]) if values[name].dim() > 1 else values[name]
-                    for units in index:
-                        sums = sums.index_add(0, units.to(first.device), line)
-        parts = torch.split(sums[1:], [group.size for group in self.groups.values()]) if self.groups else ()
-        return dict(zip(self.groups, parts))
+                    others = [d for d in range(values[name].dim()) if d != dim]
+                    lines[name, dim] = values[name].sum(others) if others else values[name]
+        return self.gather(lines)
+
+    def gather(self, lines: Mapping[tuple[str, int], Tensor]) -> Scores:
+        first = next(iter(lines.values()), torch.zeros(0))
+        sizes = [group.size for group in self.groups.values()]
+        sums = torch.zeros(*first.shape[:-1], 1 + sum(sizes), dtype=first.dtype, device=first.device)
+        for (name, dim), line in lines.items():
+            index = self.index[name][dim]
+            if index is not None and (name, dim) not in self.divided:
+                for units in index:
+                    sums = sums.index_add(-1, units.to(first.device), line)
+        return dict(zip(self.groups, torch.split(sums[..., 1:], sizes, -1) if sizes else ()))
 
     def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         pieces: dict[str, list[Tensor]] = {name: [] for name in self.groups}

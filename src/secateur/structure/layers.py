@@ -11,6 +11,7 @@ kind, form a group that is marked approximate.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -72,6 +73,17 @@ class Layers:
             group: torch.stack([torch.cat([values[name].reshape(-1) for name in names]) for names in units])
             for group, units in inside.items()
         }
+
+    def gather(self, lines: Mapping[tuple[str, int], Tensor]) -> Scores:
+        """All indices of a dimension of every parameter of the layer; where several dimensions are given, the mean of their sums."""
+        first = next(iter(lines.values()), torch.zeros(0))
+        sums = {name: first.new_zeros(*first.shape[:-1], group.size) for name, group in self.groups.items()}
+        given = Counter(name for name, _ in lines)
+        for (name, _), line in lines.items():
+            if name in self.unit:
+                group, unit = self.unit[name]
+                sums[group][..., unit] += line.sum(-1) / given[name]
+        return sums
 
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
         gone = {name for name, (group, unit) in self.unit.items() if not keep[group][unit]}
