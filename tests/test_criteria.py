@@ -102,8 +102,19 @@ REFUSED = {  # (criterion, kind of unit) -> words of the reason
     ("bn_scale", "connections"): "no unit here has one",
     ("bn_scale", "heads"): "no unit here has one",
     ("bn_scale", "hidden states"): "no unit here has one",
+    ("kfac", "hidden states"): "of rnn.bias_hh_l0 it does not",
     ("cosine", "connections"): "A single connection has no direction",
-}  # fmt: skip
+    **{
+        (name, kind): f"{name} ranks attention heads, and nothing else"
+        for name in ("confidence", "entropy")
+        for kind in ("connections", "channels", "hidden states", "layers")
+    },
+    **{
+        (name, kind): f"{name} looks at the activation of a unit"
+        for name in ("mean_activation", "apoz", "hrank", "gradient_activation")
+        for kind in ("connections", "layers")
+    },
+}
 
 SIGNED = {  # criterion -> why a dead unit's score of zero is the last by magnitude only
     "grasp": "it is negative where a removal makes the gradient steeper",
@@ -133,6 +144,10 @@ NO_BETTER = {  # criterion -> why it need not beat chance on a trained net
     "grasp": "it keeps the gradient, which a trained net has none of",
     "movement": "it looks at where a training goes, and this one is over",
     "bn_scale": "the net has no norm",
+    "confidence": "the net has no heads",
+    "entropy": "the net has no heads",
+    "apoz": "a tanh is never zero",
+    "hrank": "its values have no positions",
 }
 
 def every(exceptions: Mapping[str | tuple[str, str], str], kinds: Collection[str] = tuple(KINDS)) -> pytest.MarkDecorator:

@@ -12,8 +12,11 @@ from ..errors import BadInput
 from ..structure import Structure
 from ..task import Task
 from ..tree import Scores
+from .activations import apoz, hrank, mean_activation, wanda
+from .attention import confidence, entropy
 from .curvature import exact_hessian, hessian, hutchpp
-from .gradients import STEPS, fisher, gradient, grasp, movement, snip, taylor
+from .gradients import STEPS, fisher, gate, gradient, gradient_activation, grasp, movement, snip, taylor
+from .kronecker import kfac
 from .nodata import inputs_from_statistics, synflow
 from .probability import Iterates, Posterior, laplace, needed, snr
 from .redundancy import cosine, fpgm
@@ -36,16 +39,25 @@ CRITERIA: dict[str, Criterion] = {
     "fpgm": fpgm,
     "cosine": cosine,
     "snip": snip,
+    "gate": gate,
+    "gradient_activation": gradient_activation,
     "grasp": grasp,
     "movement": movement,
     "fisher": fisher,
+    "wanda": wanda,
+    "mean_activation": mean_activation,
+    "apoz": apoz,
+    "hrank": hrank,
     "hessian": hessian,
     "obd": hessian,
     "hutch++": hutchpp,
     "exact_hessian": exact_hessian,
     "obs": obs,
+    "kfac": kfac,
     "snr": snr,
     "needed": needed,
+    "confidence": confidence,
+    "entropy": entropy,
     "output_kl": output_kl,
     "output_mse": output_mse,
     "output_features": output_features,

@@ -8,6 +8,8 @@ from dataclasses import replace
 import torch
 
 from .. import tree
+from ..errors import BadInput
+from ..flows import gate_inputs, gates
 from ..structure import Structure
 from ..structure.cut import twin
 from ..task import Task, derived, plain
@@ -45,6 +47,33 @@ def snip(task: Task, structure: Structure) -> Iterator[Scores]:
     weights = task.parameters()
     for gradients in task.gradients():
         yield tree.absolute(structure.reduce(tree.mul(gradients, weights)))
+
+
+def gate(task: Task, structure: Structure) -> Iterator[Scores]:
+    """How strongly the loss of a sample changes with the unit's gate (Michel et al., 2019, eq. 2, for the heads of attention).
+
+    score_u = mean over samples of |dL_s/dk_u|
+
+    Unlike in `snip`, samples that want opposite things of a unit do not cancel out.
+    """
+    for samples in gates(task, structure):
+        yield tree.apply(lambda value: value.abs().mean(0), samples)
+
+
+def gradient_activation(task: Task, structure: Structure) -> Iterator[Scores]:
+    """Activation times gradient (Molchanov et al., 2017, eq. 8).
+
+    score_u = mean over samples of |sum over positions of x_u dL_s/dx_u|,    x_u: what the weights that read u are given
+
+    It is the `gate` of the unit's consumers only. The paper divides by the number of positions, and so compares layers.
+    """
+    if structure.kind != "channels":
+        raise BadInput(
+            f"gradient_activation looks at the activation of a unit, which one of the structure {structure.kind} does not have. "
+            "Choose gate, taylor or snip, or structure='channels'."
+        )
+    for samples in gate_inputs(task, structure):
+        yield tree.apply(lambda value: value.abs().mean(0), samples)
 
 
 def grasp(task: Task, structure: Structure) -> Iterator[Scores]:
