@@ -86,6 +86,12 @@ class Hidden:
             for i, (a, b) in enumerate(pairwise(self.linears))
         }
 
+    def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            f"h{i}": torch.cat([values[f"{a}.weight"], values[f"{a}.bias"][:, None], values[f"{b}.weight"].T], 1)
+            for i, (a, b) in enumerate(pairwise(self.linears))
+        }
+
     def gather(self, lines: Mapping[tuple[str, int], Tensor]) -> Scores:
         members = {name: group.members for name, group in self.groups.items()}
         return {name: sum(lines[member] for member in members[name] if member in lines) for name in members}  # type: ignore[misc]

@@ -35,6 +35,9 @@ class Weights:
     def reduce(self, values: Mapping[str, Tensor]) -> Scores:
         return {name: values[name] for name in self.groups}
 
+    def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values[name].reshape(-1, 1) for name in self.groups}
+
     def gather(self, lines: Mapping[tuple[str, int], Tensor]) -> Scores:
         """A connection is in one index of every dimension: the sum of their numbers."""
         batch = next((line.shape[:-1] for line in lines.values()), torch.Size())
