@@ -16,15 +16,9 @@ from oracles import masked, permuted
 from secateur import tree
 from secateur.criteria import CRITERIA, criterion, name_of
 from secateur.criteria.curvature import hessian
-<<<<<<< HEAD
-from secateur.errors import BadInput, BadLoss
-from secateur.measure import measure
-from secateur.structure import Structure, weights
-=======
 from secateur.errors import BadInput
-from secateur.sensitivity import measure
+from secateur.measure import measure
 from secateur.structure import Structure, channels, layers, weights
->>>>>>> wa
 from secateur.task import Task
 from secateur.tree import Scores
 from toy import Hidden, batches, mlp
@@ -56,28 +50,9 @@ def convolutions() -> nn.Module:
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(6, 3))
 
 
-<<<<<<< HEAD
-def test_hutchinsons_probes_come_to_the_diagonal_of_the_hessian() -> None:
-    task = Task(mlp(3, 2, 2), batches(1, 8, 3, 2), F.cross_entropy, seed=1)
-    structure = weights(task.model)
-    x, y = task.data[0]
-    w = task.parameters()
-
-    def loss(flat: Tensor) -> Tensor:
-        return F.cross_entropy(torch.func.functional_call(task.model, tree.unflat(flat, w), (x,)), y)
-
-    full = torch.autograd.functional.hessian(loss, tree.flat(w))
-    exact = structure.reduce(tree.scale(tree.mul(tree.square(w), tree.unflat(full.diag(), w)), 0.5))
-    error: list[float] = []
-    for probes in (1, 2000):
-        (scores,) = hessian(task, structure, probes=probes)
-        error.append(float((tree.flat(scores) - tree.flat(exact)).norm() / tree.flat(exact).norm()))
-    assert error[1] < 0.15 and error[1] < error[0] / 3
-=======
 def transformer() -> nn.Module:
     parts = {"embed": nn.Linear(4, 6), "attention": Attention(), "out": nn.Linear(6, 3)}
     return Net(lambda n, x: n.out(n.attention(n.embed(x)).relu().mean(1)), **parts)
->>>>>>> wa
 
 
 def recurrent() -> nn.Module:

@@ -20,7 +20,7 @@ ROWS = (
     {
         "criteria", "sensitivity", "reductions", "contexts", "cost", "activations", "stream", "sure", "conflicts", "sensitivity_file",
         "resume", "distributed", "sharded_task", "measure", "flows",
-    },  # fmt: skip
+    },
     {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate", "shards"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
     {"evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json"},

@@ -15,24 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from . import tree
-<<<<<<< HEAD
 from .conflicts import Conflict, conflicts
 from .contexts import natural
+from .criteria import STEPS
 from .errors import BadInput
 from .reductions import Mean, Reductions, State, listed, magnitude, normalised, parts_of, whole
 from .sharded import is_sharded, local
 from .structure import Structure
 from .sure import Stability, stability
 from .task import plain
-=======
-from .contexts import CONTEXTS, Stream
-from .criteria import STEPS, Criterion, criterion, name_of
-from .errors import BadInput, Unreadable
-from .folders import write_atomic
-from .reductions import Reductions, magnitude, normalised
-from .structure import Structure, check_prunable
-from .task import Task, device_of, plain, seeded
->>>>>>> wa
 from .tree import Scores
 
 
