@@ -24,7 +24,10 @@ ROWS = (
     {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate", "shards"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
     {"evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json"},
-    {"frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo"},
+    {
+        "frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo",
+        "cli_measure",
+    },
     {"__init__", "__main__"},
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
