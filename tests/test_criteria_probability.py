@@ -59,7 +59,8 @@ def test_a_connection_is_needed_with_the_probability_of_the_normal_distribution(
     posterior = Posterior({"weight": model.weight.detach()}, {"weight": torch.ones(1, 3, dtype=torch.float64)})
     task = Task(model, [], F.mse_loss)
     (scores,) = needed(task, weights(model), posterior)
-    torch.testing.assert_close(scores["weight"], torch.tensor([[math.erf(1 / math.sqrt(2)), 0.95, 0.0]], dtype=torch.float64), atol=1e-6, rtol=0)
+    expected = torch.tensor([[math.erf(1 / math.sqrt(2)), 0.95, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(scores["weight"], expected, atol=1e-6, rtol=0)
 
 
 def test_a_unit_is_needed_as_often_as_draws_are_nearer_to_the_mean_than_zero_is() -> None:
