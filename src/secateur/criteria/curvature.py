@@ -24,12 +24,7 @@ def hessian(task: Task, structure: Structure, probes: int = 1) -> Iterator[Score
     Each Hz is an exact product by differentiating twice. The error of one probe is that of H's off-diagonal elements (none, where H is
     diagonal); more contexts average it out, and so do more probes: `functools.partial(hessian, probes=8)`.
     """
-<<<<<<< HEAD
-    squared = tree.square(task.parameters())
-=======
-    chance = torch.Generator().manual_seed(task.seed)
     squared = tree.square(tree.apply(plain, task.parameters()))
->>>>>>> wa
     for number, (loss, leaves) in enumerate(task.losses(twice=True)):
         with derived(number):
             diagonal = hessian_diagonal(loss, leaves, probes, task.chance(number))
@@ -48,9 +43,9 @@ def hutchpp(task: Task, structure: Structure, probes: int = 6) -> Iterator[Score
     """
     if probes < 3:
         raise BadInput(f"Hutch++ spends its products on three things, so it needs 3 or more, but probes is {probes!r}. Try probes=6.")
-    chance = torch.Generator().manual_seed(task.seed)
     squared = tree.square(tree.apply(plain, task.parameters()))
     for number, (loss, leaves) in enumerate(task.losses(twice=True)):
+        chance = task.chance(number)
         with derived(number):
             product = products(loss, leaves)
             like = tree.flat(leaves).detach()
