@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 import secateur as sc
 from secateur import tree
-from secateur.structure import all_kept
 
 Batches = list[tuple[Tensor, Tensor]]
 Scores = dict[str, Tensor]
@@ -84,27 +82,15 @@ def convolutions(group: sc.Group) -> list[str]:
     return [name for name, dim in group.members if dim == 0 and "conv" in name]
 
 
-def per_mac(structure: sc.Structure, keep: Scores) -> Callable[[Scores], Scores]:
-    """A scope: scores divided by the MACs that leave with the unit, at what is kept now (the derivative of the plan's MACs)."""
-    uses = {name: torch.full(structure.shapes[name], structure.uses.get(name, 0.0)) for name in structure.numel}
-    macs = structure.reduce(tree.mul(uses, tree.apply(lambda mask: mask.float(), structure.expand(keep))))
-
-    def score_per_mac(scores: Scores) -> Scores:
-        return {name: value / macs[name][keep[name]].clamp_min(1.0) for name, value in scores.items()}
-
-    return score_per_mac
-
-
 def plan_by(
     recipe: Recipe, model: nn.Module, structure: sc.Structure, data: Batches, amount: float, measured: Callable[[nn.Module], sc.Sensitivity]
 ) -> sc.Plan:
     """The plan that removes `amount` of the MACs, in as many rounds as the recipe has; `measured` measures a model."""
-    now, keep, plan = model, all_kept(structure), None
+    now, plan = model, None
     for number in range(1, recipe.steps + 1):
         scores = sc.merge(measured(now), recipe.local)
-        scope = per_mac(structure, keep) if recipe.per_mac else recipe.scope
+        scope = "per-mac" if recipe.per_mac else recipe.scope
         plan = sc.select(scores, structure, amount * number / recipe.steps, "macs", scope, within=plan)
-        keep = plan.keep
         if number < recipe.steps:
             now = sc.reestimate(sc.mask(model, plan), model, data, plan)
     assert plan is not None

@@ -15,12 +15,12 @@ import secateur
 
 SOURCE = Path(secateur.__file__).parent
 ROWS = (
-    {"tree", "errors", "folders", "task"},
+    {"tree", "errors", "folders", "task", "smallest"},
     {"structure"},
-    {"criteria", "flows", "sensitivity", "reductions", "contexts", "cost"},
-    {"scope", "schedule", "select", "plan"},
+    {"criteria", "flows", "sensitivity", "reductions", "contexts", "cost", "activations"},
+    {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
-    {"evaluate", "table", "footprint", "speed", "memory", "report", "files", "plan_json"},
+    {"evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json"},
     {"frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo"},
     {"__init__", "__main__"},
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.cost import COSTS, cost, costs
 from secateur.errors import BadInput, BudgetUnreachable, PlanMismatch
+from secateur.floors import floors
 from secateur.plan import Plan
 from secateur.select import select
 from secateur.structure import Structure, all_kept, weights
@@ -160,7 +161,7 @@ def test_a_layers_fraction_meets_a_budget_of_parameters() -> None:
 
 
 def test_a_scope_of_ones_own() -> None:
-    def upside_down(scores: Scores) -> Scores:
+    def upside_down(scores: Scores, structure: Structure, keep: Keep) -> Scores:
         return {name: -value for name, value in scores.items()}
 
     scores = drawn(HIDDEN, 0)
@@ -213,6 +214,87 @@ def test_nothing_given_is_changed() -> None:
     assert all(mask.all() for mask in keep.values())
 
 
+BUDGETS = st.dictionaries(st.sampled_from(["units", "parameters", "macs", "bytes"]), st.floats(0, 0.6), min_size=1)
+
+
+@given(st.integers(0, 5), BUDGETS, st.sampled_from(["global", "layer", "ranks", "per-mac"]), st.sampled_from([1, 1, 4]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_several_budgets_are_all_met_and_overshot_by_less_than_one_block(
+    seed: int, amount: dict[str, float], scope: str, multiple: int, absolute: bool
+) -> None:
+    scores, whole = drawn(HIDDEN, seed), all_kept(HIDDEN)
+    most = {of: (1 - share) * cost(HIDDEN, whole, of) for of, share in amount.items()}
+    try:
+        plan = select(scores, HIDDEN, **({"budget": most} if absolute else {"amount": amount}), scope=scope, multiple=multiple)  # type: ignore[arg-type]
+    except BudgetUnreachable as error:
+        assert multiple > 1 and "out of reach" in str(error)
+        return
+    assert all(cost(HIDDEN, plan.keep, of) <= most[of] * (1 + 1e-9) for of in most)
+    if plan.made["cut"] is None:
+        return
+    # the plan that does not meet one of them is the one before it on the same path: each alone gives one that is no smaller
+    alone = [select(scores, HIDDEN, share, of, scope, multiple=multiple) for of, share in amount.items()]
+    assert any(all(torch.equal(other.keep[name], plan.keep[name]) for name in plan.keep) for other in alone)
+    assert all((plan.keep[name] <= other.keep[name]).all() for other in alone for name in plan.keep)
+
+
+def test_a_size_to_come_down_to() -> None:
+    scores = drawn(HIDDEN, 0)
+    plan = select(scores, HIDDEN, budget="2 kB")
+    assert 2000 - 8 * (20 + 14) < plan.cost["bytes"][1] <= 2000
+    assert plan.made["budget"] == "2 kB" and plan.made["amount"] is None
+    both = select(scores, HIDDEN, amount=0.2, of="macs", budget={"bytes": "2 kB", "units": 12})
+    assert both.cost["units"][1] == 12 and both.cost["macs"][1] <= 0.8 * both.cost["macs"][0]
+    assert select(scores, HIDDEN, budget="1 MB").removed() == {"h0": (0, 20), "h1": (0, 13)}
+    assert json.loads(json.dumps(both.made))["budget"] == {"bytes": "2 kB", "units": 12}
+
+
+def test_a_cost_that_does_not_fall_with_every_unit_is_met() -> None:
+    """Milliseconds: a step is found that meets it, behind one that does not."""
+
+    def wavy(structure: Structure, keep: Keep) -> float:
+        units = int(sum(mask.sum() for mask in keep.values()))
+        return float(units + 4 * (units % 5 == 0))
+
+    scores = drawn(HIDDEN, 0)
+    for amount in (0.1, 0.3, 0.55, 0.8):
+        plan = select(scores, HIDDEN, {"wavy": amount, "macs": 0.1}, {"wavy": wavy})
+        assert plan.cost["wavy"][1] == wavy(HIDDEN, plan.keep) <= (1 - amount) * plan.cost["wavy"][0]
+
+
+@given(selections(), st.sampled_from([1, 2, 0.3]), st.sampled_from([1.0, 0.5, 3]), st.booleans(), st.floats(0, 0.5))
+@settings(max_examples=80, deadline=None)
+def test_every_group_keeps_its_least_and_what_is_left_alone_stays(
+    case: dict[str, object], least: float, most: float, alone: bool, amount: float
+) -> None:
+    structure = STRUCTURES[str(case["structure"])]
+    scores = drawn(structure, int(case["seed"]), bool(case["ties"]))  # type: ignore[call-overload]
+    first = next(iter(structure.groups))
+    limits: dict[str, object] = {"least": least, "most": most, "keep": (first,) if alone else ()}
+    rest = {name: case[name] for name in ("scope", "of", "multiple")}
+    stay = floors(structure.groups, **limits)  # type: ignore[arg-type]
+    end = select(scores, structure, threshold=1e9, scope=str(case["scope"]), multiple=int(case["multiple"]), **limits)  # type: ignore[call-overload]
+    plans = [end]
+    try:
+        plans.append(select(scores, structure, amount, **rest, **limits))  # type: ignore[arg-type]
+        plans.append(select(scores, structure, amount / 2, **rest, **limits))  # type: ignore[arg-type]
+    except BudgetUnreachable:
+        pass
+    for plan in plans:
+        assert all(int(mask.sum()) >= stay[name] for name, mask in plan.keep.items())
+        assert all((end.keep[name] <= mask).all() for name, mask in plan.keep.items()), "on one path"
+        assert not alone or plan.keep[first].all()
+    if case["multiple"] == 1:
+        assert {name: int(mask.sum()) for name, mask in end.keep.items()} == stay
+        assert len(plans) < 3 or all((plans[1].keep[name] <= plans[2].keep[name]).all() for name in structure.groups)
+
+
+def test_limits_are_remembered() -> None:
+    plan = select(drawn(HIDDEN, 0), HIDDEN, 0.08, least={"h*": 0.5}, most=3, keep="h1")
+    assert json.loads(json.dumps(plan.made)).items() >= {"least": {"h*": 0.5}, "most": 3, "keep": ["h1"]}.items()
+    assert plan.removed() == {"h0": (3, 20), "h1": (0, 13)}
+
+
 GOOD = drawn(HIDDEN, 0)
 
 
@@ -230,7 +312,7 @@ GOOD = drawn(HIDDEN, 0)
         ({"threshold": "low"}, BadInput, "'low'"),
         ({"amount": 0.5, "of": "flops"}, BadInput, "no cost 'flops'. Choose units"),
         ({"amount": 0.5, "scope": "local"}, BadInput, "no scope 'local'. Choose global, layer"),
-        ({"amount": 0.5, "scope": lambda scores: {}}, BadInput, "one finite number for each of the 20 units of h0"),
+        ({"amount": 0.5, "scope": lambda scores, structure, keep: {}}, BadInput, "one finite number for each of the 20 units of h0"),
         ({"amount": 0.5, "multiple": 0}, BadInput, "multiple= must be a whole number of at least 1, but it is 0"),
         ({"amount": 0.5, "multiple": 2.0}, BadInput, "2.0"),
         ({"amount": 0.5, "scores": {"h0": GOOD["h0"]}}, BadInput, "h1 is in the structure, but not in the scores"),
@@ -239,6 +321,14 @@ GOOD = drawn(HIDDEN, 0)
         ({"amount": 0.5, "scores": {**GOOD, "h1": torch.full((13,), math.nan)}}, BadInput, "h1 are not all finite"),
         ({"amount": 0.5, "within": {"h0": torch.ones(20)}}, PlanMismatch, "no units in the group h1"),
         ({"amount": 0.5, "within": {"h0": torch.ones(21), "h1": torch.ones(13)}}, PlanMismatch, r"\(21,\) in the group h0"),
+        ({"amount": 0.5, "keep": ["h3"]}, BadInput, "No group is called 'h3'. There are h0, h1"),
+        ({"amount": 0.5, "least": 1.5}, BadInput, "least= is a whole number"),
+        ({"budget": "7 parsecs"}, BadInput, "like '7 MB'"),
+        ({"budget": "1 MB", "threshold": 0.1}, BadInput, "either amount=.*or threshold="),
+        ({"amount": {"macs": 0.5, "flops": 0.1}}, BadInput, "no cost 'flops'"),
+        ({"budget": "100 B"}, BudgetUnreachable, "A budget of 100 bytes is out of reach: 120 stay at least"),
+        ({"budget": "5 ms"}, BadInput, "no cost 'latency'. Choose .*Latency"),
+        ({"amount": 0.9, "least": 0.5}, BudgetUnreachable, r"at most 0\.48\d* of units"),
         ({"amount": 1.0}, BudgetUnreachable, r"at most 0\.9393 of units"),
         ({"amount": 0.99, "of": "macs"}, BudgetUnreachable, r"at most 0\.9\d+ of macs"),
     ],

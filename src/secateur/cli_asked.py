@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from .api import STRUCTURES, structure_of
+from .budget import fraction
 from .contexts import CONTEXTS
 from .cost import COSTS
 from .errors import BadInput
@@ -19,7 +20,7 @@ from .frontends.data import data_of
 from .journey import First, Metrics, at_least, criterion_of, example_in, loss_of, metrics_for, model_of, one_of, seed_in_range
 from .schedule import SCHEDULES
 from .scope import SCOPES
-from .select import finite, fraction
+from .select import finite
 from .structure import Structure, as_graph
 from .structure.channels import ALL_KINDS
 from .task import Loss

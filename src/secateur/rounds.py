@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .api import Progress, repaired, structure_of
+from .budget import fraction
 from .cost import cost
 from .criteria import Criterion
 from .errors import BadInput, Unreadable
@@ -20,7 +21,7 @@ from .files import load, read_plan, save
 from .optimizers import rebind
 from .plan import Plan
 from .schedule import SCHEDULES, Schedule
-from .select import fraction, plan_of, select
+from .select import plan_of, select
 from .sensitivity import Sensitivity, measure, merge
 from .structure import Channels, Structure, all_kept
 from .structure import as_graph as graph

@@ -1,28 +1,99 @@
-"""How the groups of a model are made comparable before their units are ranked together."""
+"""How the groups of a model are made comparable before their units are ranked together.
+
+A scope is a function of the scores of the units that are still there (a flat vector a group), the structure, and what is kept of it; it
+returns one number for every unit, and the lowest leave first.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .tree import Scores, apply
+from .cost import PRICED, Cost, cost, named, prices
+from .errors import BadInput
+from .structure import Structure
+from .tree import Keep, Scores, apply
 
-Scope = Callable[[Scores], Scores]
+Scope = Callable[[Scores, Structure, Keep], Scores]
+CHEAP = 1e-6  # of the largest price: units that save less than that count as saving so much
 
 
-def everywhere(scores: Scores) -> Scores:
+def everywhere(scores: Scores, structure: Structure, keep: Keep) -> Scores:
     """Scores are comparable as they are: the whole model is ranked at once, and sensitive layers lose less."""
     return scores
 
 
-def layer(scores: Scores) -> Scores:
+def layer(scores: Scores, structure: Structure, keep: Keep) -> Scores:
     """The same fraction of every group: a unit's score is its place in its own group.
 
     score_u = (rank of u in its group + 1/2) / (units in the group)
     """
     return apply(place, scores)
+
+
+def ranks(scores: Scores, structure: Structure, keep: Keep) -> Scores:
+    """The order is that of the ranks within the group, the level that of the group's mean: a few outliers no longer protect a layer.
+
+    score_u = 2 (rank of u in its group + 1/2) / n x (sum over the group of |s|) / n        of n units; the group's sum stays the same
+    """
+    return apply(lambda values: 2 * place(values) * values.abs().mean(dtype=torch.float64), scores)
+
+
+def lamp(scores: Scores, structure: Structure, keep: Keep) -> Scores:
+    """Layer-adaptive magnitude (Lee et al., 2021, "Layer-adaptive sparsity for the magnitude-based pruning", eq. 4), of any score.
+
+    score_u = s_u^2 / (sum of s_v^2 over the v of its group that are not before u in their order)
+    """
+    return {name: adaptive(values, name) for name, values in scores.items()}
+
+
+def isomorphic(scores: Scores, structure: Structure, keep: Keep) -> Scores:
+    """Units of like structure compete, and each class of them loses the same fraction (Fang et al., 2024, "Isomorphic pruning").
+
+    score_u = (rank of u in its class + 1/2) / (units in the class); groups are of one class that are of one kind and size, with members of
+    the same shapes that the same operators couple.
+    """
+    classes: dict[object, list[str]] = {}
+    for name in scores:
+        classes.setdefault(signature(structure, name), []).append(name)
+    made: Scores = {}
+    for names in classes.values():
+        parts = [scores[name].flatten() for name in names]
+        places = torch.split(place(torch.cat(parts)), [len(part) for part in parts])
+        made |= {name: values.view(scores[name].shape) for name, values in zip(names, places)}
+    return {name: made[name] for name in scores}
+
+
+def per(of: str | Cost) -> Scope:
+    """Scores per cost: a unit's score divided by what leaves with it, at what is kept now (the derivative of the plan's cost).
+
+    score_u = s_u / (dC/dk_u),    for a cost that runs the model:    (C(k) - C(k without half of the group)) / (units in that half)
+    """
+
+    def score_per_cost(scores: Scores, structure: Structure, keep: Keep) -> Scores:
+        saved = {name: value.to(scores[name].device) for name, value in price_of_units(structure, keep, of).items()}
+        largest = max((float(value.max()) for value in saved.values() if value.numel()), default=0.0)
+        if largest <= 0:
+            raise BadInput(f"No unit saves any {named(of)[0]}, so there are no scores per cost. Use another scope.")
+        return {name: values / saved[name].clamp_min(CHEAP * largest).to(values.dtype) for name, values in scores.items()}
+
+    score_per_cost.__name__ = f"per-{named(of)[0]}"
+    return score_per_cost
+
+
+SCOPES: dict[str, Scope] = {
+    "global": everywhere,
+    "layer": layer,
+    "ranks": ranks,
+    "lamp": lamp,
+    "isomorphic": isomorphic,
+    "per-mac": per("macs"),
+    "per-parameter": per("parameters"),
+    "per-byte": per("bytes"),
+}
 
 
 def place(values: Tensor) -> Tensor:
@@ -31,4 +102,38 @@ def place(values: Tensor) -> Tensor:
     return torch.empty_like(places).scatter_(0, order, places).view(values.shape)
 
 
-SCOPES: dict[str, Scope] = {"global": everywhere, "layer": layer}
+def adaptive(values: Tensor, name: str) -> Tensor:
+    if (values < 0).any():
+        raise BadInput(f"Some scores of the group {name} are negative, and LAMP compares squares. Use another scope or criterion.")
+    ordered, order = values.flatten().double().sort(stable=True)
+    squares = (ordered / ordered[-1:].clamp_min(torch.finfo(torch.float64).tiny)).square()
+    after = squares.flip(0).cumsum(0).flip(0)
+    return torch.empty_like(squares).scatter_(0, order, squares / after.clamp_min(torch.finfo(torch.float64).tiny)).view(values.shape)
+
+
+def signature(structure: Structure, name: str) -> object:
+    """Equal for groups that are alike but for their place in the model."""
+    group = structure.groups[name]
+    members = Counter((structure.shapes.get(member), dim) for member, dim in group.members)
+    operators = Counter(how.partition(" at ")[0] for how in group.through)
+    return group.kind, group.shape, frozenset(members.items()), frozenset(operators.items())
+
+
+def price_of_units(structure: Structure, keep: Keep, of: str | Cost) -> Scores:
+    """What leaves with each unit that is still there; of a group's units all alike where the cost has to run the model."""
+    if isinstance(of, str) and of in PRICED:
+        each = prices(structure, of)
+        masks = structure.expand(keep)
+        whole = structure.reduce({name: masks[name].double() * each[name] for name in structure.numel})
+        return {name: value[keep[name]] for name, value in whole.items()}
+    now = cost(structure, keep, of)
+    made = {}
+    for name, mask in keep.items():
+        there = mask.flatten().nonzero()[:, 0]
+        half = max(1, len(there) // 2)
+        less = mask.flatten().clone()
+        less[there[half if len(there) > 1 else 0 :]] = False
+        gone = max(1, len(there) - half)
+        saved = (now - cost(structure, {**keep, name: less.view(mask.shape)}, of)) / gone if len(there) else 0.0
+        made[name] = torch.full((len(there),), saved, dtype=torch.float64)
+    return made
