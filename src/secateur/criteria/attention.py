@@ -50,16 +50,16 @@ def of_heads(task: Task, structure: Structure, statistic: Callable[[Tensor], Ten
             f"The criterion {criterion} ranks attention heads, and nothing else. "
             "Let only these be units: channels(model, example, units=('head',))."
         )
-    lines = {line: name for name, group in structure.groups.items() for line in group.members if line[0] in structure.numel}
+    lines = [(name, line) for name, group in structure.groups.items() for line in group.members if line[0] in structure.numel]
     for number, (inputs, _) in enumerate(task.batches()):
-        seen = Attention({name for name, _ in lines}, statistic)
+        seen = Attention({parameter for _, (parameter, _) in lines}, statistic)
         with torch.no_grad():
             task.run_on(inputs, number, seen.on)
         found: dict[str, list[Tensor]] = {name: [] for name in structure.groups}
         for parameter, values in seen.read:
-            for line in lines:
+            for name, line in lines:
                 if line[0] == parameter:
-                    found[lines[line]] += [by_unit(value, structure, lines[line], line) for value in values]
+                    found[name] += [by_unit(value, structure, name, line) for value in values]
         if missing := [name for name, parts in found.items() if not parts]:
             raise BadInput(
                 f"The criterion {criterion} saw no attention probabilities of the heads {missing[0]}: no softmax, and no "

@@ -25,7 +25,7 @@ def hessian(task: Task, structure: Structure, probes: int = 1) -> Iterator[Score
     diagonal); more contexts average it out, and so do more probes: `functools.partial(hessian, probes=8)`.
     """
     chance = torch.Generator().manual_seed(task.seed)
-    squared = tree.square(task.parameters())
+    squared = tree.square(tree.apply(plain, task.parameters()))
     for number, (loss, leaves) in enumerate(task.losses(twice=True)):
         with derived(number):
             diagonal = hessian_diagonal(loss, leaves, probes, chance)
@@ -45,7 +45,7 @@ def hutchpp(task: Task, structure: Structure, probes: int = 6) -> Iterator[Score
     if probes < 3:
         raise BadInput(f"Hutch++ spends its products on three things, so it needs 3 or more, but probes is {probes!r}. Try probes=6.")
     chance = torch.Generator().manual_seed(task.seed)
-    squared = tree.square(task.parameters())
+    squared = tree.square(tree.apply(plain, task.parameters()))
     for number, (loss, leaves) in enumerate(task.losses(twice=True)):
         with derived(number):
             product = products(loss, leaves)
@@ -69,7 +69,7 @@ def exact_hessian(task: Task, structure: Structure) -> Iterator[Scores]:
 
     It costs a backward pass for each weight. Raises BadInput for more than 10,000 of them.
     """
-    squared = tree.square(task.parameters())
+    squared = tree.square(tree.apply(plain, task.parameters()))
     if (size := tree.size(squared)) > COLUMNS:
         raise BadInput(
             f"The exact diagonal of the Hessian takes a backward pass for each weight, and these are {size:,}: more than {COLUMNS:,}. "

@@ -15,7 +15,7 @@ from .. import tree
 from ..contexts import leaves, rebuild
 from ..errors import BadInput
 from ..structure import Structure
-from ..task import Task, arguments, derived, describe, differentiable, evaluating, first_line
+from ..task import Task, arguments, derived, describe, device_of, differentiable, evaluating, first_line, seeded
 from ..tree import Scores
 
 
@@ -77,7 +77,7 @@ def inputs_from_statistics(
         seen = Statistics()
         buffers = {name: value.clone() for name, value in model.named_buffers()}
         args, kwargs = arguments(rebuild(example, found))
-        with torch.enable_grad(), evaluating(model), seen:
+        with torch.enable_grad(), evaluating(model), seeded(seed, device_of(model)), seen:
             torch.func.functional_call(model, {**state, **buffers}, args, kwargs)
         if not seen.distances:
             raise BadInput("The model has no batch norm with running statistics, so nothing tells what its inputs were. Give real data.")

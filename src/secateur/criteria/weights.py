@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import tree
 from ..errors import BadInput
 from ..structure import Structure
-from ..task import Task
+from ..task import Task, plain
 from ..tree import Scores
 
 
@@ -27,7 +27,7 @@ def l2(task: Task, structure: Structure) -> Iterator[Scores]:
 
     score_u = sqrt(sum over i in u of w_i^2)
     """
-    yield tree.apply(torch.sqrt, structure.reduce(tree.square(task.parameters())))
+    yield tree.apply(torch.sqrt, structure.reduce(tree.square(tree.apply(plain, task.parameters()))))
 
 
 def lp(task: Task, structure: Structure, p: float = 0.5) -> Iterator[Scores]:
@@ -39,7 +39,7 @@ def lp(task: Task, structure: Structure, p: float = 0.5) -> Iterator[Scores]:
     """
     if not p > 0:
         raise BadInput(f"The power of a norm must be above zero, but p is {p!r}. Try p=0.5 or p=4.")
-    yield structure.reduce(tree.apply(lambda value: value.abs() ** p, task.parameters()))
+    yield structure.reduce(tree.apply(lambda value: plain(value).abs() ** p, task.parameters()))
 
 
 def lamp(task: Task, structure: Structure) -> Iterator[Scores]:
@@ -50,7 +50,7 @@ def lamp(task: Task, structure: Structure) -> Iterator[Scores]:
     For connections the group is a weight tensor and n = w^2, as in the paper. For other units, the group is the layer and n is the squared
     norm of all that leaves with the unit, so the meaning stays: the relative distortion of the group that removing u brings.
     """
-    yield tree.apply(left_share, structure.reduce(tree.square(task.parameters())))
+    yield tree.apply(left_share, structure.reduce(tree.square(tree.apply(plain, task.parameters()))))
 
 
 def left_share(squares: Tensor) -> Tensor:

@@ -146,17 +146,17 @@ class Tapped(Watch):
             return func(*args, **kwargs)
         instead = {id(value): value.detach() for value in (weight, bias) if value is not None and id(value) in self.names}
         if reads and x is not None:
-            instead[id(x)] = self.tap(x, call._replace(side="x"), lambda x, g: self.note(reads, weight, x * g, x_axis))
+            instead[id(x)] = self.tap(x, call._replace(side="x"), lambda x, g: self.note(reads, weight, self.sums(x * g, x_axis, reads)))
         y = func(*(instead.get(id(v), v) for v in args), **{key: instead.get(id(v), v) for key, v in kwargs.items()})
         if not makes and not shifts:
             return y
 
         def see(y: Tensor, g: Tensor) -> None:
-            b = None if bias is None else over(bias, use.shifts, y)
+            shifted = {} if bias is None else self.shifted(bias, use.shifts, g, y_axis, {**makes, **shifts})
             if makes:
-                self.note(makes, weight, (y if b is None else y - b) * g, y_axis, use.sign)
-            if shifts and b is not None:
-                self.note(shifts, bias, b * g, y_axis)
+                made = self.sums(y * g, y_axis, makes)
+                self.note(makes, weight, {axis: use.sign * value - shifted.get(axis, 0) for axis, value in made.items()})
+            self.note(shifts, bias, shifted)
 
         return self.tap(y, call, see)
 
@@ -172,13 +172,24 @@ class Tapped(Watch):
         shown: Tensor = Tap.apply(value, self.start, see)  # type: ignore[no-untyped-call]
         return shown.clone() if call in self.copied else shown
 
-    def note(self, lines: Mapping[Line, int], value: Tensor | None, products: Tensor, samples: Axis | None, sign: int = 1) -> None:
-        assert value is not None  # it has lines
-        for line, axis in lines.items():
-            sums = along(products, samples, self.samples, axis) * sign
-            if sums.shape[1] != value.shape[line[1]]:  # groups, one behind the other
-                sums = torch.unflatten(sums, 1, (-1, value.shape[line[1]])).sum(1)
-            self.lines[line] = self.lines[line] + sums if line in self.lines else sums
+    def sums(self, products: Tensor, samples: Axis | None, lines: Mapping[Line, int]) -> dict[int, Tensor]:
+        """Axis -> (samples, size of the axis)."""
+        return {axis: along(products, samples, self.samples, axis) for axis in set(lines.values())}
+
+    def shifted(self, bias: Tensor, shifts: Axes, g: Tensor, samples: Axis | None, lines: Mapping[Line, int]) -> dict[int, Tensor]:
+        """The same of b * g."""
+        b = bias.detach()
+        if b.dim() == 1 and set(lines.values()) == set(shifts.values()):  # b can wait until g is summed
+            return {axis: value * b for axis, value in self.sums(g, samples, lines).items()}
+        return self.sums(over(b, shifts, g) * g, samples, lines)
+
+    def note(self, lines: Mapping[Line, int], value: Tensor | None, sums: Mapping[int, Tensor]) -> None:
+        for (name, dim), axis in lines.items():
+            assert value is not None  # it has lines
+            found = sums[axis]
+            if found.shape[1] != value.shape[dim]:  # groups, one behind the other
+                found = torch.unflatten(found, 1, (-1, value.shape[dim])).sum(1)
+            self.lines[name, dim] = self.lines[name, dim] + found if (name, dim) in self.lines else found
 
     def overwritten(self) -> set[Call]:
         """The calls whose tensors were changed in place afterwards: they have to be copied."""
@@ -207,4 +218,4 @@ def over(bias: Tensor, shifts: Axes, y: Tensor) -> Tensor:
     shape = [1] * y.dim()
     for dim, axis in shifts.items():
         shape[axis] = bias.shape[dim]
-    return bias.detach().view(shape)
+    return bias.view(shape)
