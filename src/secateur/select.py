@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
-from .budget import Amount, Budget, Of, Target, targets
+from .budget import ROUNDING, Amount, Budget, Of, Target, fraction, targets
 from .connections import countable, lowest_below, lowest_under
 from .cost import Cost, costs, named
 from .errors import BadInput, BudgetUnreachable, PlanMismatch
@@ -70,7 +71,7 @@ def select(
         )
     if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
         raise BadInput(f"multiple= must be a whole number of at least 1, but it is {multiple!r}. Try multiple=8.")
-    whole = all_kept(structure)
+    whole = all_of(structure)
     before = whole if within is None else earlier(within, structure)
     stay = floors(structure.groups, least, most, keep)
     asked = targets(amount, budget, of, structure, whole)
@@ -101,11 +102,43 @@ def select(
     return plan_of(structure, kept, settings, {target.name: target.cost for target in asked})
 
 
+def select_each(
+    scores: Scores,
+    structure: Structure,
+    amounts: Mapping[str, float],
+    multiple: int = 1,
+    *,
+    least: Limit = 1,
+    most: Limit = 1.0,
+    keep: Collection[str] = (),
+    more: Collection[Target] = (),
+    **made: object,
+) -> Plan:
+    """A plan in which every group that is named loses that share of its units, its lowest; the others stay whole.
+
+    Never more than the share: it is rounded down to whole units (or blocks of `multiple`), and to what the group may lose. The rest is as
+    in `select`; `more`: costs that the plan tells beside those that are counted.
+    """
+    check_prunable(structure)
+    check_scores(scores, structure)
+    if unknown := [name for name in amounts if name not in structure.groups]:
+        raise BadInput(f"There is no group {unknown[0]}. There are {', '.join(list(structure.groups)[:8])}.")
+    stay, kept = floors(structure.groups, least, most, keep), all_kept(structure)
+    for name, amount in amounts.items():
+        group, room = structure.groups[name], fraction(amount) * structure.groups[name].size + ROUNDING
+        alone = {name: scores[name].detach().cpu().reshape(-1)}
+        leaves, cuts = removal(alone, {name: kept[name]}, {name: group}, multiple, stay)
+        gone = leaves[name].bincount(minlength=len(cuts))[: len(cuts)].cumsum(0)  # behind each step
+        kept |= kept_after(leaves, int((gone <= room).count_nonzero()))
+    settings: dict[str, object] = {"amounts": dict(amounts), "of": "units", "scope": "each", "multiple": multiple, "cut": None, **made}
+    return plan_of(structure, kept, settings, {target.name: target.cost for target in more})
+
+
 def plan_of(structure: Structure, keep: Keep, made: dict[str, object], more: Mapping[str, Cost] | None = None) -> Plan:
     """The record of keeping exactly these units of the structure; `more`: costs that it tells beside those that are counted."""
     start, end = (
         costs(structure, units) | {name: cost(structure, units) for name, cost in (more or {}).items()}
-        for units in (all_kept(structure), keep)
+        for units in (all_of(structure), keep)
     )
     return Plan(
         structure=structure.kind,
@@ -121,6 +154,11 @@ def plan_of(structure: Structure, keep: Keep, made: dict[str, object], more: Map
         divided=structure.divided,
         skipped=structure.skipped(keep),
     )
+
+
+def all_of(structure: Structure) -> Keep:
+    """All units kept, to be read only: a single bool a group."""
+    return {name: torch.ones((), dtype=torch.bool).expand(group.shape) for name, group in structure.groups.items()}
 
 
 def ranked(scores: Scores, keep: Keep, scope: str | Scope, structure: Structure) -> Scores:
