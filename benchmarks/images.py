@@ -12,11 +12,11 @@ SHEETS = {"train": 10, "test": 2}
 MEAN, STD = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
 
 
-def cifar10(data: Path, split: str) -> tuple[Tensor, Tensor]:
-    """All images of the split, normalised, `(n, 3, 32, 32)`, and their classes."""
+def cifar10(data: Path, split: str, sheets: int | None = None) -> tuple[Tensor, Tensor]:
+    """The images of the split (of its first sheets), normalised, `(n, 3, 32, 32)`, and their classes."""
     folder = data / "cifar10"
-    images = np.concatenate([sheet(folder / f"{split}_{number}.webp") for number in range(SHEETS[split])])
-    labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)
+    images = np.concatenate([sheet(folder / f"{split}_{number}.webp") for number in range(sheets or SHEETS[split])])
+    labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)[: len(images)]
     return normalised(images), torch.from_numpy(labels).long()
 
 

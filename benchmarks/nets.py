@@ -1,4 +1,8 @@
-"""The residual networks for CIFAR-10 of He et al., "Deep Residual Learning", 2015 (section 4.2), with shortcuts that have no weights."""
+"""The networks that are pruned, in evaluation mode, with trained weights where the folder of data is given.
+
+resnet    the residual networks for CIFAR-10 of He et al., "Deep Residual Learning", 2015 (section 4.2), with shortcuts that have no weights
+dscnn     the keyword spotter of MLPerf Tiny (Banbury et al., 2021): depthwise separable convolutions, batch norms folded in
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}  # Idelbayev, akamaster/pytorch_resnet_cifar10
@@ -54,4 +59,28 @@ def resnet(depth: int, data: Path | None = None) -> ResNet:
     if data is not None:
         checkpoint = torch.load(data / "cifar10_resnet" / FILES[depth], map_location="cpu", weights_only=True)
         model.load_state_dict({name.removeprefix("module."): value for name, value in checkpoint["state_dict"].items()})
+    return model
+
+
+class DSCNN(nn.Module):
+    """A convolution, four pairs of a depthwise one and a 1x1, a mean over all positions, twelve words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 64, (10, 4), 2)
+        self.dw = nn.ModuleList(nn.Conv2d(64, 64, 3, padding=1, groups=64) for _ in range(4))
+        self.pw = nn.ModuleList(nn.Conv2d(64, 64, 1) for _ in range(4))
+        self.fc = nn.Linear(64, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(F.pad(x, (1, 1, 4, 5))))
+        for depthwise, pointwise in zip(self.dw, self.pw):
+            x = F.relu(pointwise(F.relu(depthwise(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def dscnn(data: Path | None = None) -> DSCNN:
+    model = DSCNN().eval()
+    if data is not None:
+        model.load_state_dict(load_file(data / "mlperf_tiny" / "dscnn_kws_float.safetensors"))
     return model
