@@ -10,25 +10,17 @@ from .errors import BadInput, BadLoss, BudgetUnreachable, MissingExtra, NothingT
 from .evaluate import compare, evaluate
 from .files import load, read_plan, save
 from .finetune import Tuned, finetune
-<<<<<<< HEAD
-from .measure import measure
-=======
 from .latency import Latency
->>>>>>> wb
+from .measure import measure
 from .optimizers import rebind
 from .plan import Plan
 from .repair import reestimate
 from .rounds import Round, rounds
 from .schedule import SCHEDULES
 from .scope import SCOPES
-<<<<<<< HEAD
-from .select import select
+from .select import select, select_each
 from .sensitivity import Collector, Sensitivity, merge
 from .sensitivity_file import read_sensitivity, write_sensitivity
-=======
-from .select import select, select_each
-from .sensitivity import Collector, Sensitivity, measure, merge, read_sensitivity, write_sensitivity
->>>>>>> wb
 from .structure import Group, Structure, as_graph, layers, rule, weights
 from .surgery import hold, mask, shrink
 from .table import Table
