@@ -18,8 +18,8 @@ ROWS = (
     {"tree", "errors", "folders", "task", "smallest", "sharded"},
     {"structure"},
     {
-        "criteria", "contexts", "stream", "reductions", "sure", "conflicts", "sensitivity", "sensitivity_file", "resume", "distributed",
-        "sharded_task", "measure", "cost",
+        "criteria", "flows", "contexts", "stream", "reductions", "sure", "conflicts", "sensitivity", "sensitivity_file", "resume",
+        "distributed", "sharded_task", "measure", "cost",
     },
     {"scope", "schedule", "budget", "floors", "path", "connections", "shards", "select", "plan", "allocate"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},

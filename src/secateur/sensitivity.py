@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from . import tree
 from .conflicts import Conflict, conflicts
 from .contexts import natural
+from .criteria import STEPS
 from .errors import BadInput
 from .reductions import Mean, Reductions, State, listed, magnitude, normalised, parts_of, whole
 from .sharded import is_sharded, local
@@ -117,10 +118,13 @@ class Collector:
                 value.add_(scores[name], alpha=samples)
 
     def step(self, model: nn.Module, samples: int = 1) -> None:
-        """Adds (sum of g w)^2 of a training step. Call it between `backward()` and the optimizer's step.
+        """Adds what the criterion (taylor: (sum of g w)^2, snip or movement) sees in a training step.
 
-        A step whose gradients are not finite is left out, as a gradient scaler leaves it out.
+        Call it between `backward()` and the optimizer's step. A step whose gradients are not finite is left out, as a gradient scaler
+        leaves it out.
         """
+        if self.criterion not in STEPS:
+            raise BadInput(f"The criterion {self.criterion} cannot be collected while training. Choose one of: {', '.join(STEPS)}.")
         named = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
         for prefix in ("module.", "_orig_mod."):  # what data-parallel and compiled wrappers put before every name
             if not all(name in named for name in self.structure.numel):
@@ -135,7 +139,7 @@ class Collector:
             raise BadInput("No parameter has a gradient. Call collector.step(model) after loss.backward() and before zero_grad().")
         with torch.no_grad():
             products = {name: torch.zeros_like(w) if w.grad is None else plain(w.grad) * w.detach() for name, w in named.items()}
-            scores = tree.square(self.structure.reduce(products))
+            scores = STEPS[self.criterion](self.structure.reduce(products))
         if math.isfinite(magnitude(scores)):
             self.update(scores, None, samples)
 
