@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cases import Net, conv
 from secateur.criteria.nodata import inputs_from_statistics, synflow
 from secateur.errors import BadInput
-from secateur.sensitivity import measure
+from secateur.measure import measure
 from secateur.structure import channels, weights
 from secateur.task import Task, evaluating
 

@@ -47,7 +47,7 @@ def hutchpp(task: Task, structure: Structure, probes: int = 6) -> Iterator[Score
     for number, (loss, leaves) in enumerate(task.losses(twice=True)):
         chance = task.chance(number)
         with derived(number):
-            product = products(loss, leaves)
+            product, chance = products(loss, leaves), task.chance(number)
             like = tree.flat(leaves).detach()
             sketch = torch.stack([product(sign(like, chance)) for _ in range(probes // 3)], 1)
             basis, _ = torch.linalg.qr(sketch)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from .. import tree
-from ..contexts import Singles
+from ..contexts import by_sample
 from ..errors import BadInput
+from ..stream import Stream
 from ..structure import Structure
 from ..task import Task, plain
 from ..tree import Scores, Tree
@@ -35,7 +36,7 @@ def laplace(task: Task, prior: float = 1.0) -> Posterior:
         raise BadInput(f"The precision of the prior must be above zero, but it is {prior!r}. Try prior=1.0.")
     weights = task.parameters()
     precision = tree.apply(lambda value: torch.full_like(plain(value), prior), weights)
-    for gradients in replace(task, data=Singles(task.data)).gradients():
+    for gradients in replace(task, data=Stream(task.data, by_sample)).gradients():
         for name, value in precision.items():
             value.addcmul_(gradients[name], gradients[name])
     return Posterior(tree.apply(plain, weights), tree.apply(torch.reciprocal, precision))

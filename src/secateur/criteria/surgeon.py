@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..contexts import Singles, samples_in
+from ..contexts import by_sample, samples_in
 from ..errors import BadInput
+from ..stream import Stream
 from ..structure import Structure
 from ..task import Task
 from ..tree import Scores, Tree
@@ -52,7 +53,7 @@ def inverse_fisher(task: Task, block: int, damping: float) -> Tensor:
     """
     samples = sum(samples_in(batch) for batch in task.data)
     inverse = torch.zeros(0)
-    for gradients in replace(task, data=Singles(task.data)).gradients():
+    for gradients in replace(task, data=Stream(task.data, by_sample)).gradients():
         rows = blocks(gradients, block)
         if not len(inverse):
             inverse = torch.eye(block, dtype=rows.dtype, device=rows.device).repeat(len(rows), 1, 1) / damping

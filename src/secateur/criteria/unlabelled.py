@@ -72,16 +72,17 @@ def gauss_newton(task: Task, structure: Structure, projection: Projection, draws
     """Mean over samples of (v' dz/dk_u)^2 / 2, averaged over the draws of v."""
     if draws < 1:
         raise BadInput(f"The outputs have to be projected once or more, but draws is {draws!r}. Try draws=1.")
-    chance, weights = torch.Generator().manual_seed(task.seed), task.parameters()
+    weights, chance = task.parameters(), [torch.Generator()]  # that of the batch
     sizes: list[int] = []
 
     def repeated() -> Iterator[object]:
-        for batch in task.data:
+        for number, batch in enumerate(task.data):
+            chance[0] = task.chance(number)
             for _ in range(draws):
                 sizes.append(samples_in(batch))
                 yield batch
 
-    drawn = replace(task, data=Passes(repeated), loss=lambda outputs, _: projection(outputs, chance))
+    drawn = replace(task, data=Passes(repeated), loss=lambda outputs, _: projection(outputs, chance[0]))
     total: list[Scores] = []
     for gradients in drawn.gradients():
         total.append(tree.square(structure.reduce(tree.mul(gradients, weights))))
