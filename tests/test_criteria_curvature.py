@@ -110,7 +110,7 @@ def test_hutchs_plus_come_to_the_diagonal() -> None:
 def test_the_exact_diagonal_of_a_large_net_is_refused() -> None:
     model = nn.Linear(200, 100)
     task = Task(model, [(torch.randn(2, 200), torch.zeros(2, dtype=torch.long))], F.cross_entropy)
-    with pytest.raises(BadInput, match=r"20,100: more than 10,000.*Choose hessian or hutchpp"):
+    with pytest.raises(BadInput, match=r"20,100: more than 10,000.*Choose hessian or hutch"):
         list(exact_hessian(task, weights(model)))
 
 

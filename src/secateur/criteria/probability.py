@@ -91,7 +91,7 @@ def needed(task: Task, structure: Structure, posterior: Posterior | None = None,
     """
     squares = distance(structure, posterior or laplace(task, prior))
     number = structure.reduce(tree.apply(torch.ones_like, task.parameters()))
-    yield tree.apply(lambda square, count: torch.special.gammainc(count.to(square) / 2, square / 2), squares, number)
+    yield tree.apply(lambda square, count: torch.special.gammainc(count.double() / 2, square.double() / 2), squares, number)
 
 
 def distance(structure: Structure, posterior: Posterior) -> Scores:
