@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -39,16 +38,6 @@ def by_sample(data: Iterable[object]) -> Iterator[Piece]:
     for batch in data:
         for index in range(sliceable(batch)):
             yield Piece(None, 1, take(batch, torch.tensor([index]), layout(batch)))
-
-
-@dataclass(frozen=True)
-class Singles:
-    """The samples of batches one by one, each a batch of one."""
-
-    data: Iterable[object]
-
-    def __iter__(self) -> Iterator[object]:
-        return (piece.batch for piece in by_sample(self.data))
 
 
 def by_key(keys: Keys) -> Cut:

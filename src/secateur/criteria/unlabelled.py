@@ -173,4 +173,3 @@ def to_itself(task: Task, loss: Callable[[object, object], Tensor]) -> Task:
 
 def tensors(value: object) -> list[Tensor]:
     return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
