@@ -19,11 +19,11 @@ ROWS = (
     {"structure"},
     {
         "criteria", "contexts", "stream", "reductions", "sure", "conflicts", "sensitivity", "sensitivity_file", "resume", "distributed",
-        "sharded_task", "measure", "cost",
+        "sharded_task", "measure", "cost", "activations",
     },
     {"scope", "schedule", "budget", "floors", "path", "connections", "shards", "select", "plan", "allocate"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
-    {"evaluate", "table", "footprint", "speed", "memory", "report", "files", "plan_json"},
+    {"evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json"},
     {"frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo"},
     {"__init__", "__main__"},
 )
