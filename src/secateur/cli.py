@@ -1,4 +1,4 @@
-"""The command line: inspect, measure, prune, evaluate, report, demo. An error is one line on stderr and code 2; Ctrl-C is code 130."""
+"""The command line, a function a command. An error is one line on stderr and code 2; Ctrl-C is code 130."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from .api import STRUCTURES, structure_of
 from .cli_asked import Asked, kinds_of
 from .cli_evaluate import evaluate_folder
+from .cli_explain import explain_folder
 from .cli_prune import Stopped, prune_into
 from .cli_tables import by_model, frozen_table, groups_table, notes_on, ranking_table, text, totals
 from .contexts import CONTEXTS
@@ -181,6 +182,17 @@ def evaluate(
     with bars(quiet) as bar:
         table = evaluate_folder(folder, data, model, weights, loss, batch, bar)
     say(False, by_model(table), *map(text, table.notes))
+
+
+@app.command(epilog=example("explain out --unit 0:3"))
+def explain(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that prune wrote")],
+    unit: Annotated[str, typer.Option(metavar="GROUP:PLACE", help="layer2.0.conv1:5; of a connection conv1.weight:3,5,1,1")],
+    as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
+) -> None:
+    """Say why a unit went or stayed, what it cost, who needed it, and what would have gone instead."""
+    found = explain_folder(folder, unit)
+    print(found.to_json() if as_json else found.text())
 
 
 @app.command(epilog=example("report out"))

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import safetensors.torch
 from torch import nn
 
 from .api import repaired
 from .cli_asked import Asked, Given, check, read, settings
+from .cli_explain import files_of
 from .errors import Unreadable
 from .evaluate import compare
 from .files import load, read_plan, save, write_text_atomic
@@ -207,6 +207,6 @@ def write(asked: Asked, given: Given, found: Found, story: Story) -> None:
     with TemporaryDirectory() as folder:
         write_sensitivity(Path(folder) / "sensitivity.safetensors", found.sensitivity)
         extra["sensitivity.safetensors"] = (Path(folder) / "sensitivity.safetensors").read_bytes()
-    extra["scores.safetensors"] = safetensors.torch.save({name: value.contiguous() for name, value in found.scores.items()})
+    extra |= files_of(given.structure, found.scores, plan)
     save(asked.out, list(found.models.values())[-1], plan, asked.force, extra)
     forget_rounds(asked)
