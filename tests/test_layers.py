@@ -23,8 +23,14 @@ ROWS = (
     },
     {"scope", "schedule", "budget", "floors", "path", "connections", "shards", "select", "plan", "allocate"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
-    {"evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json"},
-    {"frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo"},
+    {
+        "evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json", "leaving",
+        "explanation", "explain",
+    },
+    {
+        "frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_explain", "cli_measure", "cli_prune", "cli_tables",
+        "journey", "progress", "demo",
+    },
     {"__init__", "__main__"},
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}

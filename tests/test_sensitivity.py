@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import gc
-import os
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +13,10 @@ from torch import Tensor, nn
 
 from secateur import tree
 from secateur.criteria import CRITERIA
-from secateur.errors import BadInput, Unreadable
+from secateur.errors import BadInput
 from secateur.measure import measure
 from secateur.reductions import normalised
 from secateur.sensitivity import Collector, Sensitivity, merge
-from secateur.sensitivity_file import read_sensitivity, write_sensitivity
 from secateur.structure import Structure, weights
 from secateur.task import Task
 from secateur.tree import Scores
@@ -327,56 +324,3 @@ def test_an_interrupt_passes() -> None:
     with pytest.raises(KeyboardInterrupt):
         measure(task, structure, progress=stop)
     assert task.model.training and torch.equal(torch.get_rng_state(), chance)
-
-
-@pytest.mark.parametrize("contexts", ["batch", "class"])
-@pytest.mark.parametrize("local", ["max", 0.9])
-def test_a_file_gives_back_what_was_written(tmp_path: Path, contexts: str, local: str | float) -> None:
-    task, structure = toy()
-    measured = measure(task, structure, contexts=contexts, local=local)
-    write_sensitivity(tmp_path / "s.safetensors", measured)
-    again = read_sensitivity(tmp_path / "s.safetensors")
-    for name in ("global_", "local", "spread", "keys"):
-        torch.testing.assert_close(getattr(again, name), getattr(measured, name), rtol=0, atol=0)
-    for name in ("criterion", "contexts", "count", "samples", "local_by"):
-        assert getattr(again, name) == getattr(measured, name)
-    assert list(again.global_) == list(measured.global_) and again.needs("h0") == measured.needs("h0")
-    assert os.listdir(tmp_path) == ["s.safetensors"]
-
-
-def test_names_may_hold_anything(tmp_path: Path) -> None:
-    scores = {"a/b": torch.rand(2), "keys/ü 'x'": torch.rand(3, 1)}
-    write_sensitivity(tmp_path / "s", Sensitivity(scores, scores, scores, {"x/y": scores, "": scores}))
-    torch.testing.assert_close(read_sensitivity(tmp_path / "s").keys, {"x/y": scores, "": scores}, rtol=0, atol=0)
-
-
-def test_a_damaged_file_is_unreadable(tmp_path: Path) -> None:
-    task, structure = toy()
-    path = tmp_path / "s.safetensors"
-    write_sensitivity(path, measure(task, structure, contexts="class"))
-    good = path.read_bytes()
-    chance = torch.Generator().manual_seed(0)
-    pick = lambda high: int(torch.randint(0, high, (), generator=chance))
-    for _ in range(300):
-        bad = bytearray(good)
-        for _ in range(1 + pick(3)):
-            bad[pick(len(bad))] ^= 1 + pick(255)
-        path.write_bytes(bytes(bad[: pick(len(bad))] if pick(3) == 0 else bad))
-        with pytest.raises(Unreadable, match=r"s\.safetensors is (damaged|of version)"):
-            read_sensitivity(path)
-    for content in (b"", b"\xff" * 8, (2**62).to_bytes(8, "little") + b"{}", b"\x02" + bytes(7) + b"{}"):
-        path.write_bytes(content)
-        with pytest.raises(Unreadable):
-            read_sensitivity(path)
-    with pytest.raises(Unreadable, match="does not exist"):
-        read_sensitivity(tmp_path / "other")
-
-
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    task, structure = toy()
-    with pytest.raises(BadInput, match="cannot be written"):
-        write_sensitivity(tmp_path / "none" / "s", measure(task, structure, "l1"))
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(BadInput, match="cannot be written"):
-        write_sensitivity(tmp_path / "folder", measure(task, structure, "l1"))
-    assert os.listdir(tmp_path) == ["folder"]

@@ -14,9 +14,11 @@ from .api import STRUCTURES, structure_of
 from .cli_asked import Asked, kinds_of
 from .cli_evaluate import evaluate_folder
 from .cli_explain import explain_folder
+from .cli_measure import Early, contexts_of, refuse, sure
 from .cli_prune import Stopped, prune_into
 from .cli_tables import by_model, frozen_table, groups_table, notes_on, ranking_table, text, totals
 from .contexts import CONTEXTS
+from .distributed import launched
 from .errors import BadInput, SecateurError, Unreadable
 from .files import read_plan, write_text_atomic
 from .frontends.data import data_of
@@ -41,6 +43,7 @@ Loss = Annotated[str | None, typer.Option(metavar="F.PY:NAME", help="loss(output
 Structure = Annotated[str, typer.Option(metavar="NAME", help=" or ".join(STRUCTURES))]
 Criterion = Annotated[str, typer.Option(metavar="NAME", help="fisher, magnitude, ... or f.py:name")]
 Contexts = Annotated[str, typer.Option(metavar="NAME", help=", ".join(CONTEXTS) + " (local sensitivity)")]
+KeyedContexts = Annotated[str, typer.Option(metavar="NAME", help=", ".join(CONTEXTS) + ", or f.py:name: batch -> keys")]
 Example = Annotated[str | None, typer.Option(metavar="SIZES", help="of the inputs: 1,3,32,32; else from the data")]
 Exact = Annotated[bool, typer.Option("--exact", help="leave groups whole that shrink only nearly exactly")]
 Units = Annotated[str | None, typer.Option(metavar="KIND,..", help="kinds that may leave: channel, head, head-dimension, ...")]
@@ -92,7 +95,10 @@ def measure(
     loss: Loss = None,
     structure: Structure = "channels",
     criterion: Criterion = "taylor",
-    contexts: Contexts = "batch",
+    contexts: KeyedContexts = "batch",
+    enough: Annotated[float | None, typer.Option(metavar="0..1", help="stop when halves of the data agree so far")] = None,
+    amount: Annotated[float, typer.Option(metavar="0..1", help="the cut that they have to agree on")] = 0.5,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="to go on from after a stop")] = None,
     units: Units = None,
     exact: Exact = False,
     as_graph: AsGraph = False,
@@ -101,27 +107,28 @@ def measure(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Measure how much every unit matters: over the data (global), and where it is needed most (local)."""
-    one_of(structure, STRUCTURES, "structure"), one_of(contexts, CONTEXTS, "context")
+    """Measure how much every unit matters: over the data (global), and where it is needed most (local). Runs under torchrun, too."""
+    one_of(structure, STRUCTURES, "structure")
     at_least("samples", samples, 1), at_least("batch", batch, 1)
-    chosen, kinds = criterion_of(criterion), kinds_of(units, structure)
-    refuse(out)
-    net, splits = model_of(model, weights, seed), data_of(data, seed, batch)
-    with bars(quiet) as bar:
-        inputs = example_in(splits.train, example)
-        net = graph(net, inputs) if as_graph else net
-        found = structure_of(net, inputs, structure, exact, kinds)
-        task = Task(net, First(splits.train, samples), loss_of(loss), seed)
-        sensitivity = measured(task, found, chosen, contexts, progress=bar("measuring"))
-    write_sensitivity(out, sensitivity)
-    say(quiet, ranking_table(sensitivity), f"{sensitivity.samples} samples, {sensitivity.count} contexts; written to {text(out)}")
-
-
-def refuse(file: Path) -> None:
-    """Raises BadInput, before anything is computed, where a file cannot be written."""
-    fact = "it is a folder" if file.is_dir() else "" if file.resolve().parent.is_dir() else "its folder does not exist"
-    if fact:
-        raise BadInput(f"{file} cannot be written: {fact}. Name another file.")
+    chosen, kinds, cut = criterion_of(criterion), kinds_of(units, structure), contexts_of(contexts)
+    for file in (out, checkpoint):
+        refuse(file) if file else None
+    with launched() as group:
+        quiet = quiet or group.rank > 0
+        net, splits = model_of(model, weights, seed), data_of(data, seed, batch)
+        with bars(quiet) as bar:
+            inputs = example_in(splits.train, example)
+            net = graph(net, inputs) if as_graph else net
+            found = structure_of(net, inputs, structure, exact, kinds)
+            task = Task(net, First(splits.train, samples), loss_of(loss), seed)
+            early = Early(bar("measuring"), quiet)
+            sensitivity = measured(
+                task, found, chosen, cut, progress=early.progress, watch=early.watch, checkpoint=checkpoint, enough=enough, amount=amount
+            )
+        if group.rank == 0:
+            write_sensitivity(out, sensitivity)
+    say(quiet, ranking_table(sensitivity), *map(text, sure(sensitivity)))
+    say(quiet, f"{sensitivity.samples} samples, {sensitivity.count} contexts; written to {text(out)}")
 
 
 @app.command(epilog=example("prune net.py:build --data net.py:data --amount 0.5 --out out"))

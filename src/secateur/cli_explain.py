@@ -10,7 +10,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from .errors import BadInput, Unreadable
-from .explain import Explanation, explain
+from .explain import explain
+from .explanation import Explanation
 from .files import read_plan
 from .folders import present
 from .leaving import Leaving, leaving

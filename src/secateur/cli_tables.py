@@ -94,7 +94,8 @@ def shares(scores: Scores) -> dict[str, float]:
 
 def needed(sensitivity: Sensitivity, group: str) -> str:
     counts = Counter(key for key in sensitivity.needs(group) if key is not None)
-    return ", ".join(f"class {text(key)} ({count:,})" for key, count in counts.most_common(2)) or "no class"
+    what = "class " if sensitivity.contexts == "class" else ""
+    return ", ".join(f"{what}{text(key)} ({count:,})" for key, count in counts.most_common(2)) or f"no {what}".rstrip()
 
 
 # models with a line each ----------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ def bars(quiet: bool = False) -> Iterator[Bar]:
         progress.TextColumn("{task.description:<28}", markup=False),
         progress.BarColumn(bar_width=24),
         progress.TimeElapsedColumn(),
+        progress.TextColumn("left", style="dim"),
+        progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[words]}", markup=False),
     )
     with progress.Progress(*columns, console=console.Console(stderr=True)) as drawn:

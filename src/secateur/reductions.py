@@ -82,6 +82,7 @@ class Reductions:
         self.m2: Scores = {}
         self.highest: Scores = {}
         self.sample: dict[int, Scores] = {}  # by a random number each
+        self.highest_draw = -1
 
     @property
     def count(self) -> int:
@@ -107,13 +108,15 @@ class Reductions:
     def keep(self, more: Mapping[int, Scores]) -> None:
         """Of the sample and more, those of the lowest random numbers."""
         for draw, scores in more.items():
+            self.limit = self.limit or contexts_kept(tree.size(scores))
+            if len(self.sample) >= self.limit and draw > self.highest_draw:
+                continue
             while draw in self.sample:
                 draw += 1  # of two contexts of one number both count
             self.sample[draw] = scores
-        if self.sample and self.limit is None:
-            self.limit = contexts_kept(tree.size(next(iter(self.sample.values()))))
-        while self.limit is not None and len(self.sample) > self.limit:
-            del self.sample[max(self.sample)]
+            if len(self.sample) > self.limit:
+                del self.sample[max(self.sample)]
+            self.highest_draw = max(self.sample)
 
     def merge(self, other: Reductions) -> Reductions:
         """The reductions of both streams. Neither is changed."""
@@ -150,7 +153,7 @@ class Reductions:
         part = parts_of(tensors)
         new = Reductions(self.by, self.seed, whole(told["limit"]) if told["limit"] is not None else None)
         new.average, new.m2, new.highest = Mean(whole(told["count"]), part("mean")), part("m2"), part("highest")
-        new.sample = {whole(draw): part(str(draw)) for draw in listed(told["sample"])}
+        new.keep({whole(draw): part(str(draw)) for draw in listed(told["sample"])})
         return new
 
 

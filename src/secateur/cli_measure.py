@@ -1,0 +1,78 @@
+"""`secateur measure`: what it is asked for beside names, what it shows while it runs, and what it says of the result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from .contexts import CONTEXTS, Keys
+from .errors import BadInput
+from .frontends.models import function_of
+from .progress import Tell
+from .sensitivity import Sensitivity
+
+NAMED = 2  # groups at either end of the early ranking
+STRONGEST = 3  # conflicts that are named
+
+
+def contexts_of(spec: str) -> str | Keys:
+    """Contexts by their name, or the function batch -> keys that file.py:function names. Raises BadInput where there is none."""
+    if ":" in spec:
+        return cast(Keys, function_of(spec, "contexts")[0])
+    if spec not in CONTEXTS:
+        raise BadInput(f"There is no context {spec!r}. Choose {', '.join(CONTEXTS)}, or give file.py:function.")
+    return spec
+
+
+def refuse(file: Path) -> None:
+    """Raises BadInput, before anything is computed, where a file cannot be written."""
+    fact = "it is a folder" if file.is_dir() else "" if file.resolve().parent.is_dir() else "its folder does not exist"
+    if fact:
+        raise BadInput(f"{file} cannot be written: {fact}. Name another file.")
+
+
+@dataclass
+class Early:
+    """A bar that shows the first ranking beside how far it is."""
+
+    tell: Tell
+    quiet: bool
+    words: str = field(default="", init=False)
+
+    @property
+    def watch(self) -> Callable[[Sensitivity], None] | None:
+        """None where nobody watches: looking takes time."""
+        return None if self.quiet or not sys.stderr.isatty() else self.look
+
+    def look(self, now: Sensitivity) -> None:
+        self.words = ends(now)
+
+    def progress(self, done: int, total: int | None) -> None:
+        self.tell(done, total, self.words)
+
+
+def ends(sensitivity: Sensitivity) -> str:
+    """The groups whose units matter most and least, on average."""
+    each = {name: float(values.abs().mean()) for name, values in sensitivity.global_.items()}
+    ranked = sorted(each, key=lambda name: -each[name])
+    if len(ranked) < 2:
+        return ""
+    some = min(NAMED, len(ranked) // 2)
+    return f"dearest {', '.join(ranked[:some])}; cheapest {', '.join(reversed(ranked[-some:]))}"
+
+
+def sure(sensitivity: Sensitivity) -> list[str]:
+    """How far the ranking can be relied on, and for whom it is wrong: a sentence each."""
+    said = []
+    if stability := sensitivity.stability:
+        said.append(
+            f"Halves of the data agree on {stability.agreement:.0%} of what would leave at {stability.amount:g} "
+            f"(rank correlation {stability.correlation:.2f})."
+        )
+    if sensitivity.keys and (found := sensitivity.conflicts(limit=STRONGEST)):
+        named = "; ".join(f"{one.group}:{one.unit} by {one.key} ({one.local_share:.1%} of its sensitivity)" for one in found)
+        said.append(f"Cheap for most, but needed: {named}.")
+    return said
