@@ -137,7 +137,7 @@ def first_half(group: Group) -> Tensor:
 
 
 def side(ratio: float, sizes: Sequence[int]) -> list[tuple[int, int, float]]:
-    """The grid points next to a ratio up to 1 of these sizes, as (parts kept, of how many, weight); the parts are what the sizes have in common."""
+    """The grid points next to a ratio of these sizes, as (parts kept, of how many, weight); parts are what the sizes have in common."""
     whole = math.gcd(*sizes)
     grid = sorted({1, *(max(1, round(whole * step / GRID)) for step in range(1, GRID + 1))})
     parts = round(ratio * whole)  # a whole number, since all sizes times the ratio are

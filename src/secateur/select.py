@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from .budget import Amount, Budget, Of, Target, targets
+from .budget import ROUNDING, Amount, Budget, Of, Target, fraction, targets
 from .connections import countable, lowest_below, lowest_under
 from .cost import Cost, costs, named
 from .errors import BadInput, BudgetUnreachable, PlanMismatch
@@ -99,6 +99,38 @@ def select(
         **made,
     }
     return plan_of(structure, kept, settings, {target.name: target.cost for target in asked})
+
+
+def select_each(
+    scores: Scores,
+    structure: Structure,
+    amounts: Mapping[str, float],
+    multiple: int = 1,
+    *,
+    least: Limit = 1,
+    most: Limit = 1.0,
+    keep: Collection[str] = (),
+    more: Collection[Target] = (),
+    **made: object,
+) -> Plan:
+    """A plan in which every group that is named loses that share of its units, its lowest; the others stay whole.
+
+    Never more than the share: it is rounded down to whole units (or blocks of `multiple`), and to what the group may lose. The rest is as
+    in `select`; `more`: costs that the plan tells beside those that are counted.
+    """
+    check_prunable(structure)
+    check_scores(scores, structure)
+    if unknown := [name for name in amounts if name not in structure.groups]:
+        raise BadInput(f"There is no group {unknown[0]}. There are {', '.join(list(structure.groups)[:8])}.")
+    stay, kept = floors(structure.groups, least, most, keep), all_kept(structure)
+    for name, amount in amounts.items():
+        group, room = structure.groups[name], fraction(amount) * structure.groups[name].size + ROUNDING
+        alone = {name: scores[name].detach().cpu().reshape(-1)}
+        leaves, cuts = removal(alone, {name: kept[name]}, {name: group}, multiple, stay)
+        gone = leaves[name].bincount(minlength=len(cuts))[: len(cuts)].cumsum(0)  # behind each step
+        kept |= kept_after(leaves, int((gone <= room).count_nonzero()))
+    settings: dict[str, object] = {"amounts": dict(amounts), "of": "units", "scope": "each", "multiple": multiple, "cut": None, **made}
+    return plan_of(structure, kept, settings, {target.name: target.cost for target in more})
 
 
 def plan_of(structure: Structure, keep: Keep, made: dict[str, object], more: Mapping[str, Cost] | None = None) -> Plan:

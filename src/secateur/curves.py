@@ -1,0 +1,140 @@
+"""The classic sensitivity curve, layer by layer: what the model does when one group alone loses its lowest units, at several amounts.
+
+    curve_g(a) = metric(the model without the lowest a of group g)     (Li et al., 2017, "Pruning filters for efficient ConvNets", 3.2)
+
+The measured losses are what `allocate` chooses by. A file keeps every point as soon as it is measured; the same call goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from .errors import BadInput, Unreadable
+from .evaluate import METRICS, Metric, evaluate, named
+from .floors import matches
+from .folders import write_text_atomic
+from .select import check_scores, select_each
+from .structure import Structure
+from .surgery import shrink
+from .tree import Scores
+
+VERSION = 1
+AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+Point = dict[str, float]  # metric -> value
+
+
+@dataclass(frozen=True)
+class Curves:
+    """dense: the metrics of the whole model. points: group -> amount that it alone loses -> the metrics then. key: whose they are."""
+
+    dense: Point
+    points: dict[str, dict[float, Point]]
+    key: str = field(default="", repr=False)
+
+    def losses(self, metric: str, falls: bool | None = None) -> dict[str, dict[float, float]]:
+        """Group -> amount -> by how much the metric is worse than the whole model's; 0 at amount 0.
+
+        falls: whether worse is less of it, as it is for the metrics that have a name (top1, ...); of another metric it is taken for a loss.
+        """
+        if metric not in self.dense:
+            raise BadInput(f"There is no {metric!r} in these curves. Choose {', '.join(self.dense)}.")
+        sign = -1.0 if (metric in METRICS if falls is None else falls) else 1.0
+        return {
+            group: {0.0: 0.0, **{amount: sign * (point[metric] - self.dense[metric]) for amount, point in sorted(points.items())}}
+            for group, points in self.points.items()
+        }
+
+    def to_json(self) -> str:
+        points = {group: [[amount, point] for amount, point in sorted(points.items())] for group, points in self.points.items()}
+        return json.dumps({"version": VERSION, "key": self.key, "dense": self.dense, "points": points}, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Curves:
+        """Raises Unreadable for a text that is none of ours."""
+        try:
+            raw = json.loads(text)
+            if raw["version"] != VERSION:
+                raise Unreadable(f"These curves are of version {raw['version']}, but this is version {VERSION}. Measure them again.")
+            points = {str(group): {float(amount): numbers(point) for amount, point in points} for group, points in raw["points"].items()}
+            return Curves(numbers(raw["dense"]), points, str(raw["key"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, Unreadable):
+                raise
+            raise Unreadable(f"These are no curves of secateur ({type(error).__name__}: {error}). Measure them again.") from error
+
+
+def curves(
+    model: nn.Module,
+    structure: Structure,
+    scores: Scores,
+    data: Iterable[object],
+    metrics: Sequence[Metric] | Mapping[str, Metric] = ("top1",),
+    amounts: Sequence[float] = AMOUNTS,
+    groups: Collection[str] = ("*",),
+    multiple: int = 1,
+    file: str | Path | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Curves:
+    """Every group's curve on held-out batches: groups x amounts smaller models, each evaluated, and the whole one.
+
+    data, metrics: as in `evaluate`; {"loss": function} for a loss. groups: names or patterns of those that are measured.
+    file: a JSON file that keeps every point; what it has of the same model, scores and metrics is not measured again. It cannot know
+        whether the data is the same: name another file for other data.
+    progress: called with (points measured, points in all).
+    Raises BadInput where the file is of other curves.
+    """
+    check_scores(scores, structure)
+    chosen = [name for name in structure.groups if any(matches(name, pattern) for pattern in groups)]
+    if not chosen:
+        raise BadInput(f"No group is called {', '.join(groups)}. There are {', '.join(list(structure.groups)[:8])}.")
+    asked = named(metrics)
+    key = key_of(structure, scores, [*asked], multiple)
+    found = kept_in(file, key)
+    todo = [(name, float(amount)) for name in chosen for amount in amounts if float(amount) not in found.points.get(name, {})]
+    total = len(chosen) * len(amounts)
+    if not found.dense:
+        found = Curves(evaluate(model, data, asked), found.points, key)
+    for number, (name, amount) in enumerate(todo):
+        if progress:
+            progress(total - len(todo) + number, total)
+        point = evaluate(shrink(model, select_each(scores, structure, {name: amount}, multiple)), data, asked)
+        found = Curves(found.dense, {**found.points, name: {**found.points.get(name, {}), amount: point}}, key)
+        if file is not None:
+            write_text_atomic(file, found.to_json())
+    if progress:
+        progress(total, total)
+    wanted = {float(amount) for amount in amounts}
+    return Curves(found.dense, {name: {a: point for a, point in sorted(found.points[name].items()) if a in wanted} for name in chosen}, key)
+
+
+def kept_in(file: str | Path | None, key: str) -> Curves:
+    """The curves in the file; none where there is no file yet."""
+    if file is None or not Path(file).exists():
+        return Curves({}, {}, key)
+    try:
+        found = Curves.from_json(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unreadable(f"{file} cannot be read: {error}. Name another file.") from error
+    if found.key != key:
+        raise BadInput(f"{file} has curves of another model, other scores or other metrics. Name another file, or delete it.")
+    return found
+
+
+def key_of(structure: Structure, scores: Scores, metrics: Sequence[str], multiple: int) -> str:
+    """Equal for the same model, structure, scores and names of metrics."""
+    digest = hashlib.sha256(json.dumps([structure.kind, structure.digest, sorted(metrics), multiple]).encode())
+    for name, values in scores.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(values.detach().cpu().double().numpy()).data)
+    return digest.hexdigest()
+
+
+def numbers(point: Mapping[str, object]) -> Point:
+    return {str(name): float(value) for name, value in point.items()}  # type: ignore[arg-type]
