@@ -5,6 +5,8 @@ from .cost import cost, costs
 from .criteria import CRITERIA
 from .errors import BadInput, BadLoss, BudgetUnreachable, MissingExtra, NothingToPrune, PlanMismatch, SecateurError, Unreadable
 from .evaluate import compare, evaluate
+from .explain import explain
+from .explanation import Explanation
 from .files import load, read_plan, save
 from .finetune import Tuned, finetune
 from .measure import measure
@@ -32,6 +34,7 @@ __all__ = [
     "BadLoss",
     "BudgetUnreachable",
     "Collector",
+    "Explanation",
     "Group",
     "MissingExtra",
     "NothingToPrune",
@@ -52,6 +55,7 @@ __all__ = [
     "cost",
     "costs",
     "evaluate",
+    "explain",
     "finetune",
     "hold",
     "layers",

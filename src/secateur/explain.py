@@ -30,9 +30,9 @@ def explain(plan: Plan, sensitivity: Sensitivity, scores: Scores, unit: str, str
     structure: it tells what the unit takes along and how the scope ranked it; without it neither is told, and `ranked_by` is the score.
     Raises BadInput, with the nearest names, where there is no such unit, or where the values are of another model.
     """
+    check(plan, scores, sensitivity.global_, sensitivity.local)
     facts = leaving(structure, scores, plan) if structure is not None and not isinstance(structure, Leaving) else structure
     group, place = found(plan, unit, facts)
-    check(plan, group, scores, sensitivity.global_, sensitivity.local)
     coupled = facts.groups.get(group) if facts else None
     ranking = facts.ranking if facts else scores
     keep = {name: mask.flatten().cpu() for name, mask in plan.keep.items()}
@@ -126,7 +126,8 @@ def position(place: int, mask: Tensor) -> str:
     return ",".join(str(int(part)) for part in torch.unravel_index(torch.tensor(place), mask.shape))
 
 
-def check(plan: Plan, group: str, *values: Scores) -> None:
+def check(plan: Plan, *values: Scores) -> None:
+    """Raises BadInput where they have other units."""
     for scores in values:
         for name, mask in plan.keep.items():
             if name not in scores or scores[name].numel() != mask.numel():
@@ -208,8 +209,10 @@ def queue(plan: Plan, ranking: Scores, facts: Leaving | None, cut: float | None)
         left = flat(mask).nonzero()[:, 0]
         free = len(left) - (max(1, facts.groups[name].stay) if facts and name in facts.groups else 1)
         if free > 0:
-            lowest = flat(ranking[name])[left].topk(min(free, INSTEAD + 1), largest=False)
-            waiting += [(value, name, int(left[index])) for value, index in zip(lowest.values.tolist(), lowest.indices.tolist())]
+            values = flat(ranking[name])[left]
+            near = (values <= values.kthvalue(count := min(free, INSTEAD + 1)).values).nonzero()[:, 0]
+            first = near[values[near].argsort(stable=True)[:count]]  # of equals, those that stand before
+            waiting += [(float(values[index]), name, int(left[index])) for index in first.tolist()]
     return [
         Other(f"{name}:{position(place, plan.keep[name])}", value, value / cut if cut is not None and cut > 0 else None)
         for value, name, place in sorted(waiting, key=lambda one: one[0])[: INSTEAD + 1]
