@@ -17,20 +17,20 @@ from .sensitivity import Collector
 from .stream import Position
 
 FORMAT = "secateur measurement 1"
+EVERY = 30.0  # seconds between two writes
 
 
 @dataclass
 class Checkpoint:
-    """The file of a measurement of these settings (JSON values), written every so many seconds, and gone when it is finished."""
+    """The file of a measurement of these settings (JSON values), written now and then, and gone when it is finished."""
 
     path: Path
     settings: Mapping[str, object]
-    every: float = 30.0
     last: float = field(default_factory=time.monotonic)
 
     @property
     def due(self) -> bool:
-        return time.monotonic() - self.last >= self.every
+        return time.monotonic() - self.last >= EVERY
 
     def write(self, collector: Collector, place: Position) -> None:
         told, tensors = collector.state()
