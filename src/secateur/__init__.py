@@ -1,14 +1,18 @@
 """Measure how much every connection of a neural network matters, cut those that matter least, and prove what the cut cost."""
 
+from .activations import Activations
+from .allocate import allocate, select_by_curves
 from .api import Pruned, channels, prune
 from .cost import cost, costs
 from .criteria import CRITERIA
+from .curves import Curves, curves
 from .errors import BadInput, BadLoss, BudgetUnreachable, MissingExtra, NothingToPrune, PlanMismatch, SecateurError, Unreadable
 from .evaluate import compare, evaluate
 from .explain import explain
 from .explanation import Explanation
 from .files import load, read_plan, save
 from .finetune import Tuned, finetune
+from .latency import Latency
 from .measure import measure
 from .optimizers import rebind
 from .plan import Plan
@@ -16,7 +20,7 @@ from .repair import reestimate
 from .rounds import Round, rounds
 from .schedule import SCHEDULES
 from .scope import SCOPES
-from .select import select
+from .select import select, select_each
 from .sensitivity import Collector, Sensitivity, merge
 from .sensitivity_file import read_sensitivity, write_sensitivity
 from .structure import Group, Structure, as_graph, layers, rule, weights
@@ -30,12 +34,15 @@ __all__ = [
     "CRITERIA",
     "SCHEDULES",
     "SCOPES",
+    "Activations",
     "BadInput",
     "BadLoss",
     "BudgetUnreachable",
     "Collector",
+    "Curves",
     "Explanation",
     "Group",
+    "Latency",
     "MissingExtra",
     "NothingToPrune",
     "Plan",
@@ -49,11 +56,13 @@ __all__ = [
     "Task",
     "Tuned",
     "Unreadable",
+    "allocate",
     "as_graph",
     "channels",
     "compare",
     "cost",
     "costs",
+    "curves",
     "evaluate",
     "explain",
     "finetune",
@@ -72,6 +81,8 @@ __all__ = [
     "rule",
     "save",
     "select",
+    "select_by_curves",
+    "select_each",
     "shrink",
     "weights",
     "write_sensitivity",

@@ -47,7 +47,7 @@ def lowest_under(
         if not target.met(least := value(target, most)):
             raise BudgetUnreachable(target.out_of_reach(least))
     if enough(torch.zeros_like(most)):
-        return keep, None
+        return {name: mask.clone(memory_format=torch.contiguous_format) for name, mask in keep.items()}, None
     bits = bits_of([*ranking.values()])
     found = descend([[values] for values in ranking.values()], enough, bits)
     assert found is not None  # all of them are enough

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 from .budget import ROUNDING, Amount, Budget, Of, Target, fraction, targets
@@ -70,7 +71,7 @@ def select(
         )
     if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
         raise BadInput(f"multiple= must be a whole number of at least 1, but it is {multiple!r}. Try multiple=8.")
-    whole = all_kept(structure)
+    whole = all_of(structure)
     before = whole if within is None else earlier(within, structure)
     stay = floors(structure.groups, least, most, keep)
     asked = targets(amount, budget, of, structure, whole)
@@ -137,7 +138,7 @@ def plan_of(structure: Structure, keep: Keep, made: dict[str, object], more: Map
     """The record of keeping exactly these units of the structure; `more`: costs that it tells beside those that are counted."""
     start, end = (
         costs(structure, units) | {name: cost(structure, units) for name, cost in (more or {}).items()}
-        for units in (all_kept(structure), keep)
+        for units in (all_of(structure), keep)
     )
     return Plan(
         structure=structure.kind,
@@ -153,6 +154,11 @@ def plan_of(structure: Structure, keep: Keep, made: dict[str, object], more: Map
         divided=structure.divided,
         skipped=structure.skipped(keep),
     )
+
+
+def all_of(structure: Structure) -> Keep:
+    """All units kept, to be read only: a single bool a group."""
+    return {name: torch.ones((), dtype=torch.bool).expand(group.shape) for name, group in structure.groups.items()}
 
 
 def ranked(scores: Scores, keep: Keep, scope: str | Scope, structure: Structure) -> Scores:
