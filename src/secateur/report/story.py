@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,23 +15,11 @@ from ..errors import Unreadable
 from ..plan import Plan
 from ..table import Table
 from ..tree import Scores
+from .depth import Depth, Measured, depth_of
 from .told import as_declared
 
 LISTED = 64  # units of a group that are listed one by one
 BINS = 24  # of a group's histogram
-
-
-class Measured(Protocol):
-    """What of a Sensitivity is told: its two reductions, and the scores of each class where there are any."""
-
-    @property
-    def global_(self) -> Scores: ...
-
-    @property
-    def local(self) -> Scores: ...
-
-    @property
-    def keys(self) -> dict[str, Scores]: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +70,8 @@ class Reasons:
 @dataclass(frozen=True)
 class Story:
     """title, made (how, in words), machine (where, a line); table, with the row that the story is about; curve: series -> points with an
-    "amount" and metrics; history: a dict per epoch of fine-tuning; frozen: what could not be touched, and why."""
+    "amount" and metrics; history: a dict per epoch of fine-tuning; frozen: what could not be touched, and why; depth: the sensitivity page;
+    layer_curves: group -> points of what it alone does, the first at amount 0."""
 
     title: str
     table: Table
@@ -97,6 +85,8 @@ class Story:
     history: tuple[dict[str, float], ...] = ()
     frozen: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    depth: Depth | None = None
+    layer_curves: dict[str, tuple[dict[str, float], ...]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         told = {key: value for key, value in asdict(self).items() if key != "table"}
@@ -127,8 +117,11 @@ def story_of(
     machine: str = "",
     notes: Sequence[str] = (),
     by_rounds: bool = False,
+    layer_curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
 ) -> Story:
     """The story of a plan. scores: the merged ones that it was selected by; local: the weight that local sensitivity had in them.
+
+    layer_curves: group -> points with an "amount" and metrics, the first being the whole model's, at amount 0.
 
     by_rounds: the scores are those of the first of several rounds. The later ones decided by others, so that there is no one cut in these,
     and what local sensitivity protected cannot be told from them.
@@ -175,6 +168,8 @@ def story_of(
         tuple(finite(epoch) for epoch in history),
         dict(plan.frozen),
         tuple(notes),
+        depth_of(plan.keep, sensitivity) if sensitivity else None,
+        {} if layer_curves is None else {str(name): tuple(finite(point) for point in points) for name, points in layer_curves.items()},
     )
 
 
