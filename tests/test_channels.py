@@ -78,6 +78,21 @@ def test_approximate_groups_equal_the_mask_with_statistics_over_what_is_kept(cas
 
 
 @EVERY
+def test_parts_are_what_reduce_sums(case: Case):
+    """And they go with the unit: in another order of the units, each still consists of the same numbers."""
+    model = case.model()
+    structure = channels(model, case.inputs())
+    values = {name: torch.randn(value.shape, dtype=torch.float64) for name, value in model.named_parameters()}
+    torch.testing.assert_close({name: part.sum(1) for name, part in structure.parts(values).items()}, structure.reduce(values))
+    for name, group in structure.groups.items():
+        order = torch.randperm(group.size, generator=torch.Generator().manual_seed(0))
+        moved = dict(permuted(model, structure, name, order.tolist()).named_parameters())
+        before = structure.parts({key: value.detach() for key, value in model.named_parameters()})[name]
+        after = structure.parts({key: value.detach() for key, value in moved.items()})[name]
+        torch.testing.assert_close(after.sort(1).values, before[order].sort(1).values, rtol=0, atol=0)
+
+
+@EVERY
 def test_reduce_is_the_derivative_of_expand(case: Case):
     model, inputs = case.model(), case.inputs()
     structure = channels(model, inputs)

@@ -18,8 +18,8 @@ ROWS = (
     {"tree", "errors", "folders", "task", "smallest", "sharded"},
     {"structure"},
     {
-        "criteria", "contexts", "stream", "reductions", "sure", "conflicts", "sensitivity", "sensitivity_file", "resume", "distributed",
-        "sharded_task", "measure", "cost", "activations",
+        "criteria", "flows", "contexts", "stream", "reductions", "sure", "conflicts", "sensitivity", "sensitivity_file", "resume",
+        "distributed", "sharded_task", "measure", "cost", "activations",
     },
     {"scope", "schedule", "budget", "floors", "path", "connections", "shards", "select", "plan", "allocate"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
@@ -28,7 +28,7 @@ ROWS = (
         "explanation", "explain",
     },
     {
-        "frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_explain", "cli_measure", "cli_prune", "cli_tables",
+        "frontends", "api", "rounds", "cli", "cli_asked", "cli_curves", "cli_evaluate", "cli_explain", "cli_measure", "cli_prune", "cli_tables",
         "journey", "progress", "demo",
     },
     {"__init__", "__main__"},

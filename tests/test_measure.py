@@ -171,6 +171,14 @@ def test_looking_on_takes_little_of_the_time(monkeypatch: pytest.MonkeyPatch) ->
     assert 2 <= len(seen) <= 12 and seen[0] <= 2
 
 
+def test_there_is_nothing_to_look_at_before_the_first_scores() -> None:
+    """A criterion that yields at its end is measured all the same."""
+    task, structure = toy(4)
+    seen: list[Sensitivity] = []
+    found = measure(task, structure, lambda task, structure: [list(CRITERIA["taylor"](task, structure))[-1]], watch=seen.append, enough=0.5)
+    assert found.count == 1 and not seen
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

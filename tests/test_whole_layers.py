@@ -53,6 +53,12 @@ def test_the_model_without_them_is_the_masked_one(gone: list[int]):
     assert sum(structure.count(keep).values()) == sum(p.numel() for p in small.parameters())
 
 
+def test_parts_are_what_reduce_sums():
+    structure = sc.layers(stack(), X)
+    values = {name: torch.randn(shape, dtype=torch.float64) for name, shape in structure.shapes.items()}
+    torch.testing.assert_close(structure.parts(values)["layers"].sum(1), structure.reduce(values)["layers"])
+
+
 def test_reduce_is_the_derivative_of_expand():
     structure = sc.layers(stack(), X)
     values = {name: torch.randn(shape, dtype=torch.float64) for name, shape in structure.shapes.items()}

@@ -45,7 +45,10 @@ class Hidden:
 
     @property
     def groups(self) -> dict[str, Group]:
-        return {f"h{i}": Group(f"h{i}", (self.model[int(name)].out_features,)) for i, name in enumerate(self.linears[:-1])}
+        return {
+            f"h{i}": Group(f"h{i}", (self.model[int(a)].out_features,), members=((f"{a}.weight", 0), (f"{a}.bias", 0), (f"{b}.weight", 1)))
+            for i, (a, b) in enumerate(pairwise(self.linears))
+        }
 
     @property
     def numel(self) -> dict[str, int]:
@@ -82,6 +85,16 @@ class Hidden:
             f"h{i}": values[f"{a}.weight"].sum(1) + values[f"{a}.bias"] + values[f"{b}.weight"].sum(0)
             for i, (a, b) in enumerate(pairwise(self.linears))
         }
+
+    def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            f"h{i}": torch.cat([values[f"{a}.weight"], values[f"{a}.bias"][:, None], values[f"{b}.weight"].T], 1)
+            for i, (a, b) in enumerate(pairwise(self.linears))
+        }
+
+    def gather(self, lines: Mapping[tuple[str, int], Tensor]) -> Scores:
+        members = {name: group.members for name, group in self.groups.items()}
+        return {name: sum(lines[member] for member in members[name] if member in lines) for name in members}  # type: ignore[misc]
 
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
         return {name: int(mask.sum()) for name, mask in self.expand(keep).items()}

@@ -170,7 +170,7 @@ class Between:
         keeps = place is not None and self.checkpoint is not None and self.checkpoint.due
         looks_, keeps_, open_, seen = self.group.summed([looks, keeps, place is not None, self.collector.seen])
         due, stop = self.enough is not None and seen >= self.next, False
-        if looks_ or keeps_ or due:
+        if seen and (looks_ or keeps_ or due):
             began, whole = time.monotonic(), self.group.merged(self.collector)
             if keeps and place and self.checkpoint and not self.group.rank:
                 self.checkpoint.write(whole, place)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from . import tree
 from .conflicts import Conflict, conflicts
 from .contexts import natural
+from .criteria import STEPS
 from .errors import BadInput
 from .reductions import Mean, Reductions, State, listed, magnitude, normalised, parts_of, whole
 from .sharded import is_sharded, local
@@ -37,6 +38,7 @@ class Sensitivity:
     error: the standard error of global_, None where only one context was seen. It is spread / sqrt(count - 1); where contexts have keys,
     half the difference of the means of two halves of the data (one degree of freedom, so rough for a single unit).
     stability: how well two halves of the data agree on what to remove; None where there are none, and for sharded models.
+    digest: of the model that it was measured on, as its structure has it.
     """
 
     global_: Scores
@@ -50,6 +52,7 @@ class Sensitivity:
     local_by: str | float = "max"
     error: Scores | None = None
     stability: Stability | None = None
+    digest: str = ""
 
     def needs(self, group: str) -> list[str | None]:
         """For every unit of the group, the key (class) whose sensitivity to it is the largest; None where no key needs it."""
@@ -117,10 +120,13 @@ class Collector:
                 value.add_(scores[name], alpha=samples)
 
     def step(self, model: nn.Module, samples: int = 1) -> None:
-        """Adds (sum of g w)^2 of a training step. Call it between `backward()` and the optimizer's step.
+        """Adds what the criterion (taylor: (sum of g w)^2, snip or movement) sees in a training step.
 
-        A step whose gradients are not finite is left out, as a gradient scaler leaves it out.
+        Call it between `backward()` and the optimizer's step. A step whose gradients are not finite is left out, as a gradient scaler
+        leaves it out.
         """
+        if self.criterion not in STEPS:
+            raise BadInput(f"The criterion {self.criterion} cannot be collected while training. Choose one of: {', '.join(STEPS)}.")
         named = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
         for prefix in ("module.", "_orig_mod."):  # what data-parallel and compiled wrappers put before every name
             if not all(name in named for name in self.structure.numel):
@@ -135,7 +141,7 @@ class Collector:
             raise BadInput("No parameter has a gradient. Call collector.step(model) after loss.backward() and before zero_grad().")
         with torch.no_grad():
             products = {name: torch.zeros_like(w) if w.grad is None else plain(w.grad) * w.detach() for name, w in named.items()}
-            scores = tree.square(self.structure.reduce(products))
+            scores = STEPS[self.criterion](self.structure.reduce(products))
         if math.isfinite(magnitude(scores)):
             self.update(scores, None, samples)
 
@@ -214,6 +220,7 @@ class Collector:
             local_by=self.local if isinstance(self.local, str) else float(self.local),
             error=None if error is None else self.plain(error),
             stability=self.stability(amount) if halves else None,
+            digest=self.structure.digest,
         )
 
     def halves(self) -> tuple[Scores, Scores] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,6 +18,7 @@ from .tree import Tree
 
 Inputs: TypeAlias = "Tensor | tuple[object, ...] | list[object] | dict[str, object]"
 Loss = Callable[[object, object], Tensor]  # loss(outputs, targets) -> one number, or one per sample
+Around = Callable[[Tree], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,24 @@ class Task:
         for number, (inputs, targets) in enumerate(self.batches()):
             yield self.loss_on(inputs, targets, self.place(number), twice)
 
-    def loss_on(self, inputs: object, targets: object, batch: int = 0, twice: bool = False) -> tuple[Tensor, Tree]:
-        """The loss of one batch, and the leaves of its graph. Raises BadInput or BadLoss, naming the batch."""
+    def loss_on(
+        self, inputs: object, targets: object, batch: int = 0, twice: bool = False, around: Around = nullcontext
+    ) -> tuple[Tensor, Tree]:  # fmt: skip
+        """The loss of one batch, and the leaves of its graph. Raises BadInput or BadLoss, naming the batch.
+
+        around: given the leaves, the context in which the model runs.
+        """
+        with torch.enable_grad(), evaluating(self.model), differentiable(self.model, twice):
+            outputs, leaves = self.run_on(inputs, batch, around)
+            return number_of(self.loss, outputs, targets, batch), leaves
+
+    def run_on(self, inputs: object, batch: int = 0, around: Around = nullcontext) -> tuple[object, Tree]:
+        """What the model makes of one batch in evaluation mode, and the leaves it was computed from."""
         leaves = {name: value.requires_grad_() for name, value in self.parameters().items()}
         state = {**leaves, **{name: value.clone() for name, value in self.model.named_buffers()}}  # some modules count in evaluation, too
-        with torch.enable_grad(), evaluating(self.model), differentiable(self.model, twice):
+        with evaluating(self.model), around(leaves):
             try:
-                outputs = torch.func.functional_call(self.model, state, *arguments(inputs))
+                return torch.func.functional_call(self.model, state, *arguments(inputs)), leaves
             except torch.OutOfMemoryError:
                 raise
             except (IndexError, ValueError, RuntimeError, TypeError) as error:
@@ -84,7 +96,6 @@ class Task:
                     f"In batch {batch} the model could not run on inputs {describe(inputs)}: {first_line(error)}. "
                     "Make the data fit the model."
                 ) from error
-            return number_of(self.loss, outputs, targets, batch), leaves
 
     def gradients(self) -> Iterator[Tree]:
         """Per batch, dL/dw of its mean loss, dense and in float32 at least; zero for a parameter that the loss does not depend on."""

@@ -12,9 +12,18 @@ from ..errors import BadInput
 from ..structure import Structure
 from ..task import Task
 from ..tree import Scores
-from .curvature import hessian
-from .gradients import fisher, gradient, taylor
-from .weights import l1, l2, random
+from .activations import apoz, hrank, mean_activation, wanda
+from .attention import confidence, entropy
+from .curvature import exact_hessian, hessian, hutchpp
+from .gradients import STEPS, fisher, gate, gradient, gradient_activation, grasp, movement, snip, taylor
+from .kronecker import kfac
+from .nodata import inputs_from_statistics, synflow
+from .probability import Iterates, Posterior, laplace, needed, snr
+from .redundancy import cosine, fpgm
+from .scales import bn_scale
+from .surgeon import obs
+from .unlabelled import kl_loss, mse_loss, output_features, output_kl, output_mse, output_norm, to_itself
+from .weights import l1, l2, lamp, lp, random
 
 Criterion = Callable[[Task, Structure], Iterable[Scores]]
 
@@ -24,8 +33,36 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": l2,
     "l1": l1,
     "l2": l2,
+    "lp": lp,
+    "lamp": lamp,
+    "bn_scale": bn_scale,
+    "fpgm": fpgm,
+    "cosine": cosine,
+    "snip": snip,
+    "gate": gate,
+    "gradient_activation": gradient_activation,
+    "grasp": grasp,
+    "movement": movement,
     "fisher": fisher,
+    "wanda": wanda,
+    "mean_activation": mean_activation,
+    "apoz": apoz,
+    "hrank": hrank,
     "hessian": hessian,
+    "obd": hessian,
+    "hutch++": hutchpp,
+    "exact_hessian": exact_hessian,
+    "obs": obs,
+    "kfac": kfac,
+    "snr": snr,
+    "needed": needed,
+    "confidence": confidence,
+    "entropy": entropy,
+    "output_kl": output_kl,
+    "output_mse": output_mse,
+    "output_features": output_features,
+    "output_norm": output_norm,
+    "synflow": synflow,
     "random": random,
 }
 
@@ -53,4 +90,7 @@ def known() -> str:
     return f"Choose {', '.join(CRITERIA)}, or give a function (task, structure) -> scores."
 
 
-__all__ = ["CRITERIA", "Criterion", "criterion", "fisher", "gradient", "hessian", "l1", "l2", "name_of", "random", "taylor"]
+__all__ = [
+    "CRITERIA", "STEPS", "Criterion", "Iterates", "Posterior", "criterion", "fisher", "gradient", "hessian", "inputs_from_statistics",
+    "kl_loss", "l1", "l2", "laplace", "mse_loss", "name_of", "random", "taylor", "to_itself",
+]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -62,16 +62,44 @@ class Channels:
         return masks
 
     def reduce(self, values: Mapping[str, Tensor]) -> Scores:
-        first = next(iter(values.values()))
-        sums = torch.zeros(1 + sum(group.size for group in self.groups.values()), dtype=first.dtype, device=first.device)
+        lines = {}
         for name in self.numel:
             for dim, index in enumerate(self.index[name]):
                 if index is not None and (name, dim) not in self.divided:
-                    line = values[name].sum([d for d in range(values[name].dim()) if d != dim]) if values[name].dim() > 1 else values[name]
-                    for units in index:
-                        sums = sums.index_add(0, units.to(first.device), line)
-        parts = torch.split(sums[1:], [group.size for group in self.groups.values()]) if self.groups else ()
-        return dict(zip(self.groups, parts))
+                    others = [d for d in range(values[name].dim()) if d != dim]
+                    lines[name, dim] = values[name].sum(others) if others else values[name]
+        return self.gather(lines)
+
+    def gather(self, lines: Mapping[tuple[str, int], Tensor]) -> Scores:
+        first = next(iter(lines.values()), torch.zeros(0))
+        sizes = [group.size for group in self.groups.values()]
+        sums = torch.zeros(*first.shape[:-1], 1 + sum(sizes), dtype=first.dtype, device=first.device)
+        for (name, dim), line in lines.items():
+            index = self.index[name][dim]
+            if index is not None and (name, dim) not in self.divided:
+                for units in index:
+                    sums = sums.index_add(-1, units.to(first.device), line)
+        return dict(zip(self.groups, torch.split(sums[..., 1:], sizes, -1) if sizes else ()))
+
+    def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        pieces: dict[str, list[Tensor]] = {name: [] for name in self.groups}
+        for name in self.numel:
+            for dim, index in enumerate(self.index[name]):
+                if index is not None and (name, dim) not in self.divided:
+                    for group, lines in self.lines(index):
+                        value = values[name].index_select(dim, lines.to(values[name].device)).movedim(dim, 0)
+                        pieces[group].append(value.reshape(self.groups[group].size, -1))
+        return {name: torch.cat(each, 1) for name, each in pieces.items()}
+
+    def lines(self, index: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """For each group with units along this dimension, the positions of its first unit, of its second, and so on: all have as many."""
+        place = torch.arange(index.shape[1]).expand(index.shape)
+        start = 1
+        for name, group in self.groups.items():
+            inside = (index >= start) & (index < start + group.size)
+            if inside.any():
+                yield name, place[inside][index[inside].argsort(stable=True)]
+            start += group.size
 
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
         gates = self._gates(keep)

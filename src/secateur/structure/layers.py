@@ -11,6 +11,7 @@ kind, form a group that is marked approximate.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -56,6 +57,32 @@ class Layers:
         sums = {name: torch.zeros(group.size, dtype=first.dtype, device=first.device) for name, group in self.groups.items()}
         for name, (group, unit) in self.unit.items():
             sums[group][unit] += values[name].sum()
+        return sums
+
+    def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        inside: dict[str, list[list[str]]] = {name: [[] for _ in range(group.size)] for name, group in self.groups.items()}
+        for name, (group, unit) in self.unit.items():
+            inside[group][unit].append(name)
+        for group, units in inside.items():
+            if len({tuple(self.shapes[name] for name in names) for names in units}) > 1:
+                raise BadInput(
+                    f"The layers of the group {group} differ in the shapes of their weights and cannot be compared element by element. "
+                    "Choose another criterion (taylor, fisher), or another structure."
+                )
+        return {
+            group: torch.stack([torch.cat([values[name].reshape(-1) for name in names]) for names in units])
+            for group, units in inside.items()
+        }
+
+    def gather(self, lines: Mapping[tuple[str, int], Tensor]) -> Scores:
+        """All indices of a dimension of every parameter of the layer; where several dimensions are given, the mean of their sums."""
+        first = next(iter(lines.values()), torch.zeros(0))
+        sums = {name: first.new_zeros(*first.shape[:-1], group.size) for name, group in self.groups.items()}
+        given = Counter(name for name, _ in lines)
+        for (name, _), line in lines.items():
+            if name in self.unit:
+                group, unit = self.unit[name]
+                sums[group][..., unit] += line.sum(-1) / given[name]
         return sums
 
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:

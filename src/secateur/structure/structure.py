@@ -81,6 +81,19 @@ class Structure(Protocol):
     def reduce(self, values: Mapping[str, Tensor]) -> Scores:
         """A parameter-shaped quantity summed over each unit: d<values, expand(k)>/dk at k = 1."""
 
+    def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `reduce` sums: (units, elements) of every group, the elements of all its units in one order, so that units can be compared.
+
+        Raises BadInput where units of one group differ in what they are made of.
+        """
+
+    def gather(self, lines: Mapping[tuple[str, int], Tensor]) -> Scores:
+        """Numbers of the indices of some parameters' dimensions, (*batch, size of the dimension), summed over each unit: (*batch, *shape).
+
+        Lines that no unit lies in are not looked at. With lines that are sums over all other dimensions, the same as `reduce` (which has
+        no batch), for units that are whole indices.
+        """
+
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
         """Kept elements of every parameter."""
 

@@ -35,6 +35,14 @@ class Weights:
     def reduce(self, values: Mapping[str, Tensor]) -> Scores:
         return {name: values[name] for name in self.groups}
 
+    def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values[name].reshape(-1, 1) for name in self.groups}
+
+    def gather(self, lines: Mapping[tuple[str, int], Tensor]) -> Scores:
+        """A connection is in one index of every dimension: the sum of their numbers."""
+        batch = next((line.shape[:-1] for line in lines.values()), torch.Size())
+        return {name: sum_of_indices(lines, name, group.shape, batch) for name, group in self.groups.items()}
+
     def count(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
         return {name: int(keep[name].count_nonzero()) if name in keep else number for name, number in self.numel.items()}
 
@@ -46,6 +54,12 @@ class Weights:
 
     def sizes(self, keep: Mapping[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
         return {}
+
+
+def sum_of_indices(lines: Mapping[tuple[str, int], Tensor], name: str, shape: tuple[int, ...], batch: torch.Size) -> Tensor:
+    mine = [line.view(*batch, *(-1 if d == dim else 1 for d in range(len(shape)))) for (of, dim), line in lines.items() if of == name]
+    some = next(iter(lines.values()), torch.zeros(()))
+    return sum(mine, torch.zeros((), dtype=some.dtype, device=some.device)).expand(*batch, *shape)
 
 
 def weights(model: nn.Module, example: object = None) -> Weights:

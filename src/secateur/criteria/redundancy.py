@@ -1,0 +1,63 @@
+"""Criteria that compare the weights of a unit with those of the others of its group: what another one does as well can go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from ..errors import BadInput
+from ..structure import Structure
+from ..task import Task
+from ..tree import Scores
+
+
+def fpgm(task: Task, structure: Structure) -> Iterator[Scores]:
+    """How far a unit lies from all others: small near the geometric median, which the others can replace (He et al., 2019, "FPGM", eq. 6).
+
+    score_u = sum over v of |w_u - w_v|,    w_u: all connections that leave with the unit, those of all units in one order
+
+    For connections it is the distance of numbers. It is large for large weights and for rare ones alike.
+    """
+    yield shaped(structure, tree.apply(distances, structure.parts(task.parameters())))
+
+
+def cosine(task: Task, structure: Structure) -> Iterator[Scores]:
+    """What is left of a unit's weights beside their part along the most similar larger unit of its group.
+
+    score_u = |w_u| sqrt(1 - c^2),    c = max over v with |w_v| > |w_u| of cos(w_u, w_v), at least 0
+
+    Of two parallel units the smaller one can go, the larger one stays. Opposite weights are no redundancy. A single connection has no
+    direction. (Ayinde & Zurada, 2018, "Building efficient ConvNets using redundant feature pruning", put a threshold on this cosine.)
+    """
+    if any(group.kind == "connection" for group in structure.groups.values()):
+        raise BadInput("A single connection has no direction, so no cosine. Choose fpgm or magnitude, or structure='channels'.")
+    yield shaped(structure, tree.apply(apart, structure.parts(task.parameters())))
+
+
+def distances(vectors: Tensor) -> Tensor:
+    """(units, elements) -> the sum of each vector's Euclidean distances to all others."""
+    vectors = vectors.double()
+    if vectors.shape[1] > 1:
+        return torch.cdist(vectors, vectors).sum(1)
+    # numbers: the i-th smallest x of n is above i others, whose sum is known, and below n - 1 - i
+    ordered, order = vectors[:, 0].sort()
+    number, below = torch.arange(len(ordered), device=ordered.device), ordered.cumsum(0)
+    sums = ordered * (2 * number + 2 - len(ordered)) + below[-1] - 2 * below
+    return torch.empty_like(sums).index_copy_(0, order, sums.clamp_min(0))
+
+
+def apart(vectors: Tensor) -> Tensor:
+    """(units, elements) -> the length of each that is not along the most similar larger one."""
+    vectors = vectors.double()
+    norms = vectors.norm(dim=1)
+    units = vectors / norms.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+    place = norms.argsort(stable=True).argsort()  # of two of one length, the later one stays
+    cosines = (units @ units.T).masked_fill(place[:, None] >= place[None, :], 0).clamp(0, 1)
+    return norms * (1 - cosines.amax(1).square()).clamp_min(0).sqrt()
+
+
+def shaped(structure: Structure, scores: Scores) -> Scores:
+    return {name: value.reshape(structure.groups[name].shape) for name, value in scores.items()}

@@ -1,0 +1,62 @@
+"""Which numbers belong to which sample: along an axis of their own, or along one that is merged with positions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Axis(NamedTuple):
+    """Where the samples are: along an axis of their own ("whole"), or as the "outer" or "inner" part of one that they share."""
+
+    axis: int
+    how: str
+
+    def split(self, x: Tensor, samples: int) -> Tensor:
+        """Samples along an axis of their own: `place`."""
+        if self.how == "whole":
+            return x
+        return torch.unflatten(x, self.axis, (samples, -1) if self.how == "outer" else (-1, samples))
+
+    @property
+    def place(self) -> int:
+        return self.axis + (self.how == "inner")
+
+
+def along(x: Tensor, samples: Axis | None, count: int, axis: int) -> Tensor:
+    """(samples, size of the axis, which is counted from the end): the sum over all else. Without a place for the samples, all are one."""
+    kept = x.dim() + axis
+    if samples is None:
+        x, place, kept = x.unsqueeze(0), 0, kept + 1
+    else:
+        x, place = samples.split(x, count), samples.place
+        kept += samples.how != "whole" and samples.axis < kept
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    others = [d for d in range(x.dim()) if d not in (place, kept)]
+    total = x.sum(others) if others else x
+    return total if place < kept else total.T
+
+
+def sample_axis(two: Tensor, three: Tensor) -> Axis | None:
+    """Where the samples are, from a tensor of two samples and the same one of those and a third.
+
+    It is the one axis that grows with the samples, and the part of it that leaves the first two as they were; None where there is none.
+    """
+    if two.dim() != three.dim():
+        return None
+    grown = [axis for axis in range(two.dim()) if two.shape[axis] != three.shape[axis]]
+    if len(grown) != 1 or 3 * two.shape[grown[0]] != 2 * three.shape[grown[0]]:
+        return None
+    possible = [Axis(grown[0], how) for how in (("whole",) if two.shape[grown[0]] == 2 else ("outer", "inner"))]
+    fits = [axis for axis in possible if close(axis.split(two, 2), axis.split(three, 3).narrow(axis.place, 0, 2))]
+    return fits[0] if len(fits) == 1 else None
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding, which may go another way in a larger batch."""
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    error = torch.finfo(a.dtype).eps ** 0.5
+    return torch.allclose(a, b, rtol=error, atol=error * float(a.abs().nan_to_num(0, 0, 0).max()) if a.numel() else 0, equal_nan=True)

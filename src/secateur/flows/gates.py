@@ -1,0 +1,157 @@
+"""What flows through every weight, seen while the model runs, and what it says about units: gate gradients of every single sample.
+
+With a gate k_u = 1 on all connections of unit u and L_s the loss of sample s, the gate's gradient is
+
+    dL_s/dk_u = sum over i in u of w_i dL_s/dw_i                                    (Molchanov et al., 2019, eq. 8, before the square)
+
+Per-sample gradients of all weights are not needed for it. Of y = w x + b (a linear layer, a convolution, the affine part of a norm)
+
+    a row o of w:       sum over i of w_oi dL_s/dw_oi = <y_o - b_o, dL_s/dy_o>
+    a column i of w:    sum over o of w_oi dL_s/dw_oi = <x_i, (w^T dL_s/dy)_i>
+    b_o:                b_o dL_s/db_o                 = b_o sum dL_s/dy_o
+
+summed over the positions of sample s: products of what forward and backward make anyway. The gradient of the weights is not computed.
+
+A parameter that enters an operator without a rule (rules.py) stays in the autograd graph, is found there, and gets one backward pass
+for each sample: slow, and as right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from ..contexts import layout, sliceable, take
+from ..structure import Structure
+from ..task import Task, derived, plain, split_batch
+from ..tree import Scores, Tree
+from .axes import Axis, sample_axis
+from .watch import Call, Line, Lines, Probe, Read, Tapped
+
+
+def gates(task: Task, structure: Structure) -> Iterator[Scores]:
+    """Per batch, the gradient of every unit's gate for every sample, with its sign: (samples, *group.shape).
+
+    L_s is the loss of sample s: the loss of a batch is the mean over its samples. (Of a mean over tokens, L_s is the sample's share times
+    the number of samples.) In evaluation mode the model must treat samples independently.
+    Raises BadInput where a batch cannot be cut into samples. Where units are single connections, the result is a gradient of every weight
+    for every sample, made by one backward pass each.
+    """
+    if structure.kind == "weights":
+        yield from one_by_one(task, structure)
+        return
+    for lines in per_sample(task, lines_of(structure)):
+        yield structure.gather(lines)
+
+
+def gate_inputs(task: Task, structure: Structure) -> Iterator[Scores]:
+    """As `gates`, of a unit's consumers only: x_u dL_s/dx_u, activation times gradient, summed over all weights that read x_u.
+
+    Norms, biases and products element by element read nothing. A weight that no rule knows is taken to read along its dimension 1.
+    """
+    for lines in per_sample(task, lines_of(structure), inputs_only=True):
+        yield structure.gather(lines)
+
+
+def inputs(task: Task, statistic: Callable[[Tensor], Tensor]) -> Iterator[Lines]:
+    """Per batch and without gradients, a statistic of what every weight reads: one number an index of the dimension that reads.
+
+    statistic: (samples, channels, positions...) -> (channels,), given all that the weight reads in this batch.
+    Samples are what lies along the first axis. Of a convolution in groups the channels are those within a group, and the groups are
+    samples; of a depthwise one they are those of dimension 0, which then has the line. Norms, biases and products element by element read
+    nothing, and weights that no rule knows (of recurrent layers, or computed from parameters) have no line.
+    """
+    for number, (x, _) in enumerate(task.batches()):
+        seen = Read()
+        with torch.no_grad():
+            task.run_on(x, number, seen.on)
+        yield {line: statistic(torch.cat(parts) if len(parts) > 1 else parts[0]) for line, parts in seen.read.items()}
+
+
+# per sample -----------------------------------------------------------------------------------------------------------------------------
+
+
+def lines_of(structure: Structure) -> frozenset[Line]:
+    """The dimensions of parameters that have units in this structure."""
+    members = {member for group in structure.groups.values() for member in group.members}
+    return frozenset(line for line in members - set(structure.divided) if line[0] in structure.numel)
+
+
+def per_sample(task: Task, wanted: frozenset[Line], inputs_only: bool = False) -> Iterator[Lines]:
+    """Per batch, sum over the other dimensions of w dL_s/dw: (samples, size of the dimension)."""
+    axes: dict[Call, Axis | None] | None = None
+    copied: set[Call] = set()
+    for number, batch in enumerate(task.batches()):
+        samples = sliceable(batch)
+        if samples > 1 and axes is None:
+            axes = sample_axes(task, batch, number)
+        tapped = Tapped(wanted, samples, axes or {}, copied, inputs_only)
+        loss, leaves = task.loss_on(*batch, number, around=tapped.on)
+        if overwritten := tapped.overwritten():
+            copied |= overwritten
+            tapped = Tapped(wanted, samples, axes or {}, copied, inputs_only)
+            loss, leaves = task.loss_on(*batch, number, around=tapped.on)
+        rest = reached(loss, leaves) & {name for name, _ in wanted}
+        with derived(number):
+            torch.autograd.grad(loss, tapped.start, allow_unused=True)
+        del loss, leaves  # the graph of this batch, before the next one's is built
+        lines = {line: value * samples for line, value in tapped.lines.items() if line[0] not in rest}
+        slow = {(name, dim) for name, dim in wanted if name in rest and (dim == 1 or not inputs_only)}
+        yield lines | (slowly(task, batch, number, slow) if slow else {})
+
+
+def slowly(task: Task, batch: tuple[object, object], number: int, wanted: set[Line]) -> Lines:
+    """The same by one backward pass a sample, for these lines only."""
+    found: dict[Line, list[Tensor]] = {line: [] for line in wanted}
+    for products in of_every_sample(task, batch, number, {name for name, _ in wanted}):
+        for (name, dim), values in found.items():
+            values.append(products[name].movedim(dim, 0).flatten(1).sum(1) if products[name].dim() > 1 else products[name].view(-1))
+    return {line: torch.stack(values) for line, values in found.items()}
+
+
+def of_every_sample(task: Task, batch: tuple[object, object], number: int, names: set[str]) -> Iterator[Tree]:
+    """w dL_s/dw of these parameters, one backward pass a sample."""
+    form = layout(batch)
+    for sample in range(sliceable(batch)):
+        loss, leaves = task.loss_on(*split_batch(take(batch, torch.tensor([sample]), form)), number)
+        chosen = {name: leaves[name] for name in leaves if name in names}
+        with derived(number):
+            gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True, materialize_grads=True)
+        yield {name: plain(gradient) * plain(value) for (name, value), gradient in zip(chosen.items(), gradients)}
+
+
+def one_by_one(task: Task, structure: Structure) -> Iterator[Scores]:
+    for number, batch in enumerate(task.batches()):
+        scores = [structure.reduce(products) for products in of_every_sample(task, batch, number, set(structure.numel))]
+        yield tree.apply(lambda *values: torch.stack(values), *scores)
+
+
+def reached(loss: Tensor, leaves: Tree) -> set[str]:
+    """The leaves that the graph of the loss ends in."""
+    names = {id(value): name for name, value in leaves.items()}
+    found, seen, ahead = set(), set(), [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(names.get(id(getattr(node, "variable", None))))
+        ahead += [following for following, _ in node.next_functions]
+    return {name for name in found if name is not None}
+
+
+
+def sample_axes(task: Task, batch: tuple[object, object], number: int) -> dict[Call, Axis | None]:
+    """Where the samples are in all that weights read and make: found by running two samples, and then the same two and one more."""
+    form, met = layout(batch), []
+    for index in ([0, 1], [0, 1, 2 % sliceable(batch)]):
+        some, _ = split_batch(take(batch, torch.tensor(index), form))
+        probe = Probe()
+        with torch.no_grad():
+            task.run_on(some, number, probe.on)
+        met.append(probe.met)
+    two, three = met
+    return {call: sample_axis(two[call], value) for call, value in three.items() if call in two}

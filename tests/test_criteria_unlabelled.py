@@ -1,0 +1,133 @@
+"""criteria/unlabelled.py, against the second derivative of the distance between the full and the gated model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secateur.criteria.curvature import exact_hessian
+from secateur.criteria.unlabelled import kl_loss, mse_loss, output_features, output_kl, output_mse, output_norm, to_itself
+from secateur.errors import BadInput
+from secateur.structure import weights
+from secateur.task import Task
+from toy import Hidden, batches, mlp
+
+
+def toy() -> tuple[Task, Hidden]:
+    model = mlp(4, 5, 3)
+    return Task(model, batches(1, 6, 4, 3), F.cross_entropy, seed=1), Hidden(model)
+
+
+def gated(task: Task, structure: Hidden, gates: Tensor) -> Tensor:
+    masks = structure.expand({"h0": gates})
+    values = {name: value * masks[name] for name, value in task.parameters().items()}
+    return torch.func.functional_call(task.model, values, (task.data[0][0],))
+
+
+def half_second_derivatives(distance: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.autograd.functional.hessian(distance, torch.ones(5, dtype=torch.float64)).diag() / 2
+
+
+@pytest.mark.parametrize(("criterion", "loss"), [(output_mse, mse_loss), (output_kl, kl_loss)])
+def test_the_score_is_the_second_order_term_of_the_distance(criterion, loss) -> None:  # type: ignore[no-untyped-def]
+    task, structure = toy()
+    ones = torch.ones(5, dtype=torch.float64)
+    full = gated(task, structure, ones).detach()
+    expected = half_second_derivatives(lambda gates: loss(gated(task, structure, gates), full).mean())
+    (few,) = criterion(task, structure, draws=10)
+    (many,) = criterion(task, structure, draws=3000)
+    assert (many["h0"] - expected).norm() < 0.06 * expected.norm() < (few["h0"] - expected).norm()
+
+
+def test_features_are_what_the_last_matrix_reads() -> None:
+    task, structure = toy()
+    (scores,) = output_features(task, structure, draws=3000)
+    x = task.data[0][0]
+
+    def distance(gates: Tensor) -> Tensor:
+        w = {name: value * structure.expand({"h0": gates})[name] for name, value in task.parameters().items()}
+        features = torch.tanh(F.linear(x, w["0.weight"], w["0.bias"]))
+        return (features - task.model[:2](x).detach()).square().sum(1).mean() / 2
+
+    expected = half_second_derivatives(distance)
+    assert (scores["h0"] - expected).norm() < 0.06 * expected.norm()
+
+
+def test_the_distance_of_a_model_to_itself_is_zero_and_curved() -> None:
+    task, _ = toy()
+    for loss in (mse_loss, kl_loss):
+        itself = to_itself(task, loss)
+        (value, _), (gradients,) = next(itself.losses()), itself.gradients()
+        assert abs(value.item()) < 1e-12 and all(g.abs().max() < 1e-12 for g in gradients.values())
+        (scores,) = exact_hessian(itself, weights(task.model))
+        assert scores["2.weight"].min() > 0
+    (many,) = output_mse(task, weights(task.model), draws=3000)  # at a distance of zero, Gauss-Newton is the Hessian
+    (exact,) = exact_hessian(to_itself(task, mse_loss), weights(task.model))
+    torch.testing.assert_close(many["2.weight"], exact["2.weight"], rtol=0.2, atol=0)
+
+
+def test_the_outputs_norm_is_differentiated_by_the_gate() -> None:
+    task, structure = toy()
+    norm = lambda gates: gated(task, structure, gates).square().sum(1).mean()
+    (expected,) = torch.autograd.grad(norm(gates := torch.ones(5, dtype=torch.float64, requires_grad=True)), gates)
+    (scores,) = output_norm(task, structure)
+    torch.testing.assert_close(scores["h0"], expected.abs())
+
+
+def test_labels_are_not_looked_at() -> None:
+    task, structure = toy()
+    other = Task(task.model, [(task.data[0][0], None)], lambda *_: None, seed=1)  # type: ignore[arg-type, return-value]
+    for criterion in (output_mse, output_kl, output_features, output_norm):
+        torch.testing.assert_close(list(criterion(task, structure)), list(criterion(other, structure)), rtol=0, atol=0)
+
+
+class Answers(nn.Module):
+    """A model that answers in a dictionary."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"hidden": self.inner[0](x), "logits": self.inner(x)}
+
+
+def test_logits_are_found_in_a_dictionary() -> None:
+    task, _ = toy()
+    model = Answers(task.model)
+    structure = weights(model)
+    (scores,) = output_kl(Task(model, task.data, task.loss, seed=1), structure)
+    (plain,) = output_kl(task, weights(task.model))
+    torch.testing.assert_close(scores["inner.2.weight"], plain["2.weight"])
+
+
+def test_what_has_no_logits_or_no_draws_is_said() -> None:
+    task, structure = toy()
+    flat = Task(nn.Sequential(task.model, nn.Flatten(0)), task.data, task.loss)
+    with pytest.raises(BadInput, match=r"A divergence needs logits.*\(18,\).*choose the criterion output_mse"):
+        list(output_kl(flat, weights(flat.model)))
+    with pytest.raises(BadInput, match="draws is 0"):
+        list(output_mse(task, structure, draws=0))
+    constant = Task(nn.Sequential(task.model, Constant()), task.data, task.loss)
+    with pytest.raises(BadInput, match="hold no tensor that depends on the weights"):
+        list(output_mse(constant, weights(constant.model)))
+
+
+class Constant(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros(3)
+
+
+def test_more_draws_are_less_noisy() -> None:
+    task, structure = toy()
+    spread = []
+    for draws in (1, 16):
+        other = [Task(task.model, task.data, task.loss, seed) for seed in range(12)]
+        runs = [next(functools.partial(output_mse, draws=draws)(each, structure))["h0"] for each in other]
+        spread.append(float(torch.stack(runs).std(0).mean()))
+    assert spread[1] < spread[0] / 2
