@@ -105,7 +105,7 @@ def test_without_the_structure_what_leaves_with_it_is_not_told() -> None:
     plan, measured, scores, structure = made()
     bare, full = (explain(plan, measured, scores, "h0:2", told) for told in (None, structure))
     assert bare.saved == {} and "not kept beside this plan" in bare.text()
-    assert replace(full, saved={}, notes=()) == replace(bare, notes=())
+    assert replace(full, saved={}, members=(), notes=()) == replace(bare, notes=())
 
 
 def test_connections_go_by_their_index() -> None:

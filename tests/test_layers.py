@@ -28,8 +28,8 @@ ROWS = (
         "explanation", "explain",
     },
     {
-        "frontends", "api", "rounds", "cli", "cli_asked", "cli_curves", "cli_evaluate", "cli_explain", "cli_measure", "cli_prune", "cli_tables",
-        "journey", "progress", "demo",
+        "frontends", "api", "rounds", "cli", "cli_asked", "cli_curves", "cli_evaluate", "cli_explain", "cli_measure", "cli_options",
+        "cli_prune", "cli_tables", "journey", "progress", "demo",
     },
     {"__init__", "__main__"},
 )

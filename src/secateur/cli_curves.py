@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .api import structure_of
@@ -20,7 +19,7 @@ from .structure import Structure
 from .table import Table
 from .task import Task
 
-Points = dict[str, list[dict[str, float]]]
+Stored = dict[str, tuple[dict[str, float], ...]]  # as a report tells them: each group's points, the whole model's first
 
 
 def curves_into(
@@ -89,15 +88,14 @@ def amounts_of(text: str | None) -> tuple[float, ...]:
     return tuple(steps)
 
 
-def stored(found: Curves) -> dict[str, tuple[dict[str, float], ...]]:
-    """As a report tells them: each group's points, the whole model's first."""
+def stored(found: Curves) -> Stored:
     return {
         name: ({"amount": 0.0, **found.dense}, *({"amount": amount, **point} for amount, point in sorted(points.items())))
         for name, points in found.points.items()
     }
 
 
-def read_curves(file: Path) -> Mapping[str, Sequence[Mapping[str, float]]]:
+def read_curves(file: Path) -> Stored:
     """What `secateur curves --out` wrote. Raises Unreadable."""
     try:
         return stored(Curves.from_json(file.read_text(encoding="utf-8")))

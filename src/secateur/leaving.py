@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from .cost import COSTS, costs, prices
 from .errors import Unreadable
-from .floors import floors
+from .floors import Limit, floors
 from .plan import Plan
 from .report.told import as_declared
 from .select import ranked
@@ -60,13 +60,22 @@ def leaving(structure: Structure, scores: Scores, plan: Plan) -> Leaving:
     """Of the structure that the plan was made of, and the scores that it was selected by. Raises BadInput where they do not fit."""
     made = plan.made
     scope = made.get("scope") if isinstance(made.get("scope"), str) else "global"
-    stay = floors(structure.groups, made.get("least", 1), made.get("most", 1.0), made.get("keep", ()))  # type: ignore[arg-type]
+    stay = floors(structure.groups, limit(made.get("least"), 1), limit(made.get("most"), 1.0), names(made.get("keep")))
     paths: Mapping[str, tuple[str, ...]] = getattr(structure, "blocks", {})
     groups = {
         name: Coupled(group.kind, stay[name], group.members, group.through[:TOLD], saved(structure, name), paths.get(name, ()))
         for name, group in structure.groups.items()
     }
     return Leaving(groups, ranked(scores, all_kept(structure), str(scope), structure))
+
+
+def limit(value: object, otherwise: float) -> Limit:
+    """What a plan tells of least= or most=; what it does not tell was left at its default."""
+    return value if isinstance(value, (int, float, Mapping)) else otherwise
+
+
+def names(value: object) -> list[str]:
+    return [str(name) for name in value] if isinstance(value, list) else []
 
 
 def saved(structure: Structure, name: str) -> dict[str, tuple[float, ...]]:
