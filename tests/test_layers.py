@@ -23,10 +23,13 @@ ROWS = (
     },
     {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate", "shards"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
-    {"evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json"},
+    {
+        "evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json", "leaving",
+        "explanation", "explain",
+    },
     {
         "frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo",
-        "cli_measure",
+        "cli_measure", "cli_curves", "cli_explain", "cli_options",
     },
     {"__init__", "__main__"},
 )

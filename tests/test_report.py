@@ -19,6 +19,7 @@ import browser
 from secateur.errors import BadInput, Unreadable
 from secateur.plan import Plan
 from secateur.report import Story, figures, page, render, story_of, write_report
+from secateur.sure import Stability
 from secateur.table import table_of
 
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror=alert(1)>'
@@ -30,6 +31,12 @@ class Measured:
     global_: dict[str, Tensor]
     local: dict[str, Tensor]
     keys: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    error: dict[str, Tensor] | None = None
+    stability: Stability | None = None
+    criterion: str = "taylor"
+    contexts: str = "class"
+    count: int = 3
+    samples: int = 96
 
 
 def a_plan(keep: dict[str, Tensor], **made: object) -> Plan:
@@ -43,7 +50,9 @@ def a_story(shapes: dict[str, tuple[int, ...]], seed: int = 0, scope: str = "glo
     def random() -> dict[str, Tensor]:
         return {name: torch.rand(shape, generator=generator) ** 4 for name, shape in shapes.items()}
 
-    measured = Measured(random(), random(), {str(label): random() for label in range(3)})
+    measured = Measured(
+        random(), random(), {str(label): random() for label in range(3)}, error=random(), stability=Stability(0.5, 0.81, 0.93)
+    )
     scores = {name: (measured.global_[name] + measured.local[name]) / 2 for name in shapes}
     keep = {name: value >= value.median() for name, value in scores.items()}
     if scope == "global":

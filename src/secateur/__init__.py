@@ -8,6 +8,8 @@ from .criteria import CRITERIA
 from .curves import Curves, curves
 from .errors import BadInput, BadLoss, BudgetUnreachable, MissingExtra, NothingToPrune, PlanMismatch, SecateurError, Unreadable
 from .evaluate import compare, evaluate
+from .explain import explain
+from .explanation import Explanation
 from .files import load, read_plan, save
 from .finetune import Tuned, finetune
 from .latency import Latency
@@ -38,6 +40,7 @@ __all__ = [
     "BudgetUnreachable",
     "Collector",
     "Curves",
+    "Explanation",
     "Group",
     "Latency",
     "MissingExtra",
@@ -61,6 +64,7 @@ __all__ = [
     "costs",
     "curves",
     "evaluate",
+    "explain",
     "finetune",
     "hold",
     "layers",

@@ -1,9 +1,10 @@
-"""The command line: inspect, measure, prune, evaluate, report, demo. An error is one line on stderr and code 2; Ctrl-C is code 130."""
+"""The command line, a function a command. An error is one line on stderr and code 2; Ctrl-C is code 130."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,17 +13,38 @@ from rich.console import Console
 
 from .api import STRUCTURES, structure_of
 from .cli_asked import Asked, kinds_of
+from .cli_curves import curves_into, read_curves
 from .cli_evaluate import evaluate_folder
+from .cli_explain import explain_folder
 from .cli_measure import Early, contexts_of, refuse, sure
+from .cli_options import (
+    AsGraph,
+    Batch,
+    Contexts,
+    Criterion,
+    Data,
+    Exact,
+    Example,
+    Force,
+    KeyedContexts,
+    Loss,
+    Model,
+    Quiet,
+    Samples,
+    Seed,
+    Sensitivities,
+    Structure,
+    Units,
+    Weights,
+)
 from .cli_prune import Stopped, prune_into
-from .cli_tables import by_model, frozen_table, groups_table, notes_on, ranking_table, text, totals
-from .contexts import CONTEXTS
+from .cli_tables import by_model, curves_table, frozen_table, groups_table, notes_on, ranking_table, text, totals
 from .distributed import launched
 from .errors import BadInput, SecateurError, Unreadable
 from .files import read_plan, write_text_atomic
 from .frontends.data import data_of
 from .frontends.models import example_of
-from .journey import First, at_least, criterion_of, example_in, loss_of, model_of, one_of, seed_in_range
+from .journey import First, at_least, criterion_of, example_in, loss_of, model_of, one_of
 from .measure import measure as measured
 from .progress import bars
 from .report import Story, render
@@ -34,24 +56,6 @@ app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Measure how much every connection of a neural network matters, cut those that matter least, and prove what it cost.",
 )  # fmt: skip
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function, a.module:function, timm:NAME, ...")]
-Weights = Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or a .pt/.pth/.th state dict")]
-Data = Annotated[str, typer.Option(metavar="DATA", help="f.py:name, folder:PATH, npz:PATH or digits")]
-Loss = Annotated[str | None, typer.Option(metavar="F.PY:NAME", help="loss(outputs, targets), else cross entropy")]
-Structure = Annotated[str, typer.Option(metavar="NAME", help=" or ".join(STRUCTURES))]
-Criterion = Annotated[str, typer.Option(metavar="NAME", help="fisher, magnitude, ... or f.py:name")]
-Contexts = Annotated[str, typer.Option(metavar="NAME", help=", ".join(CONTEXTS) + " (local sensitivity)")]
-KeyedContexts = Annotated[str, typer.Option(metavar="NAME", help=", ".join(CONTEXTS) + ", or f.py:name: batch -> keys")]
-Example = Annotated[str | None, typer.Option(metavar="SIZES", help="of the inputs: 1,3,32,32; else from the data")]
-Exact = Annotated[bool, typer.Option("--exact", help="leave groups whole that shrink only nearly exactly")]
-Units = Annotated[str | None, typer.Option(metavar="KIND,..", help="kinds that may leave: channel, head, head-dimension, ...")]
-AsGraph = Annotated[bool, typer.Option("--as-graph", help="export it first: sizes in its code follow, too")]
-Samples = Annotated[int, typer.Option(metavar="N", help="training samples to measure on")]
-Batch = Annotated[int, typer.Option(metavar="N", help="samples a batch")]
-Seed = Annotated[int, typer.Option(metavar="N", help="of splits, order and chance", callback=seed_in_range)]
-Force = Annotated[bool, typer.Option("--force", help="replace a folder that is not ours")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, no table")]
 
 
 def example(line: str) -> str:
@@ -196,15 +200,65 @@ def evaluate(
     say(False, by_model(table), *map(text, table.notes))
 
 
+@app.command(epilog=example("explain out --unit 0:3"))
+def explain(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that prune wrote")],
+    unit: Annotated[str, typer.Option(metavar="GROUP:PLACE", help="layer2.0.conv1:5; of a connection conv1.weight:3,5,1,1")],
+    as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
+) -> None:
+    """Say why a unit went or stayed, what it cost, who needed it, and what would have gone instead."""
+    found = explain_folder(folder, unit)
+    print(found.to_json() if as_json else found.text())
+
+
+@app.command(epilog=example("curves net.py:build --data net.py:data --out curves.json"))
+def curves(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="where the curves go, .json; a page of that name beside it")],
+    weights: Weights = None,
+    example: Example = None,
+    loss: Loss = None,
+    structure: Structure = "channels",
+    criterion: Criterion = "taylor",
+    sensitivity: Sensitivities = None,
+    groups: Annotated[str | None, typer.Option(metavar="NAME,..", help="groups or patterns, else all")] = None,
+    amounts: Annotated[str | None, typer.Option(metavar="A,..", help="removed of each, else 0.1 to 0.9")] = None,
+    samples: Samples = 2048,
+    batch: Batch = 64,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what each layer alone does to the accuracy as it loses units. Goes on after a stop from what FILE has."""
+    one_of(structure, STRUCTURES, "structure")
+    at_least("samples", samples, 1), at_least("batch", batch, 1)
+    refuse(out)
+    with bars(quiet) as bar:
+        made, page = curves_into(
+            out, model, data, weights, example, loss, structure, criterion, sensitivity, groups, amounts, samples, batch, seed, bar
+        )
+    say(quiet, curves_table(made), f"written to {text(out)}; {text(page)} shows it, and secateur report FOLDER --curves {text(out)}")
+
+
 @app.command(epilog=example("report out"))
-def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that prune wrote")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that prune wrote")],
+    curves: Annotated[Path | None, typer.Option(metavar="FILE", help="of secateur curves, to be shown from now on")] = None,
+) -> None:
     """Write report.html again, from the report.json of a result."""
     read_plan(folder)
+    file = folder / "report.json"
     try:
-        told = (folder / "report.json").read_text(encoding="utf-8")
+        told = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{folder / 'report.json'} cannot be read: {error}. Prune again to have a new one.") from error
-    write_text_atomic(folder / "report.html", page_of(Story.from_json(told), folder / "report.json"))
+        raise BadInput(f"{file} cannot be read: {error}. Prune again to have a new one.") from error
+    story = Story.from_json(told)
+    if curves is not None:
+        story = replace(story, layer_curves=read_curves(curves))
+    page = page_of(story, file)
+    if curves is not None:
+        write_text_atomic(file, story.to_json())
+    write_text_atomic(folder / "report.html", page)
     say(False, f"{text(folder / 'report.html')} is written")
 
 

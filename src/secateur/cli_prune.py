@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import safetensors.torch
 from torch import nn
 
 from .api import quality, repaired
 from .budget import Amount
 from .cli_asked import Asked, Given, check, read, settings
+from .cli_explain import files_of
 from .cost import Cost
 from .drop import largest_within
 from .errors import Unreadable
@@ -28,9 +28,10 @@ from .plan import Plan
 from .progress import Bar, Tell
 from .report import Story, render, story_of
 from .rounds import round_folder, rounds
-from .select import select
+from .select import ranked, select
 from .sensitivity import Sensitivity, merge
 from .sensitivity_file import write_sensitivity
+from .structure import all_kept
 from .surgery import shrink
 from .task import Task
 from .tree import Scores
@@ -210,6 +211,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     return story_of(
         found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=asked.local,
         title=f"{asked.model}, pruned", machine=machine(), notes=notes, by_rounds=asked.gradual,
+        scoped=lambda values: ranked(values, all_kept(given.structure), asked.scope, given.structure),
     )  # fmt: skip
 
 
@@ -237,6 +239,6 @@ def write(asked: Asked, given: Given, found: Found, story: Story) -> None:
     with TemporaryDirectory() as folder:
         write_sensitivity(Path(folder) / "sensitivity.safetensors", found.sensitivity)
         extra["sensitivity.safetensors"] = (Path(folder) / "sensitivity.safetensors").read_bytes()
-    extra["scores.safetensors"] = safetensors.torch.save({name: value.contiguous() for name, value in found.scores.items()})
+    extra |= files_of(given.structure, found.scores, found.plan)
     save(asked.out, list(found.models.values())[-1], plan, asked.force, extra)
     forget_rounds(asked)

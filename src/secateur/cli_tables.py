@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from .cost import costs
+from .curves import Curves
 from .errors import need
 from .reductions import normalised
 from .sensitivity import Sensitivity
 from .structure import Group, Structure, all_kept
 from .structure.watch import FIXED
-from .table import Table, shown
+from .table import ABSENT, Table, column_of, shown
 from .tree import Scores
 
 if TYPE_CHECKING:
@@ -96,6 +97,21 @@ def needed(sensitivity: Sensitivity, group: str) -> str:
     counts = Counter(key for key in sensitivity.needs(group) if key is not None)
     what = "class " if sensitivity.contexts == "class" else ""
     return ", ".join(f"{what}{text(key)} ({count:,})" for key, count in counts.most_common(2)) or f"no {what}".rstrip()
+
+
+def curves_table(curves: Curves) -> rich.table.Table:
+    """A line for every group: the first metric after each amount that it alone loses, the layers that it falls most in first."""
+    metric = next(iter(curves.dense))
+    losses = curves.losses(metric)
+    amounts = sorted({amount for points in curves.points.values() for amount in points})
+    share = column_of(metric).style == "share"
+    said: Callable[[float], str] = lambda value: f"{100 * value:.1f}" if share else f"{value:.3g}"
+    title = f"{column_of(metric).title} when one group alone loses so much; whole: {said(curves.dense[metric])}"
+    drawn = table(("group", LEFT), *((f"{100 * amount:g} %", RIGHT) for amount in amounts), title=title)
+    for name in sorted(losses, key=lambda name: -sum(losses[name].values())):
+        points = curves.points[name]
+        drawn.add_row(text(name), *(said(points[amount][metric]) if amount in points else ABSENT for amount in amounts))
+    return drawn
 
 
 # models with a line each ----------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class Sensitivity:
     error: the standard error of global_, None where only one context was seen. It is spread / sqrt(count - 1); where contexts have keys,
     half the difference of the means of two halves of the data (one degree of freedom, so rough for a single unit).
     stability: how well two halves of the data agree on what to remove; None where there are none, and for sharded models.
+    digest: of the model that it was measured on, as its structure has it.
     """
 
     global_: Scores
@@ -51,6 +52,7 @@ class Sensitivity:
     local_by: str | float = "max"
     error: Scores | None = None
     stability: Stability | None = None
+    digest: str = ""
 
     def needs(self, group: str) -> list[str | None]:
         """For every unit of the group, the key (class) whose sensitivity to it is the largest; None where no key needs it."""
@@ -218,6 +220,7 @@ class Collector:
             local_by=self.local if isinstance(self.local, str) else float(self.local),
             error=None if error is None else self.plain(error),
             stability=self.stability(amount) if halves else None,
+            digest=self.structure.digest,
         )
 
     def halves(self) -> tuple[Scores, Scores] | None:

@@ -30,6 +30,7 @@ def write_sensitivity(path: str | Path, sensitivity: Sensitivity) -> None:
     told = {name: getattr(sensitivity, name) for name in ("criterion", "contexts", "count", "samples", "local_by")}
     told |= {"version": VERSION, "keys": list(sensitivity.keys), "groups": list(sensitivity.global_)}
     told |= {"stability": asdict(sensitivity.stability) if sensitivity.stability else None, "error": sensitivity.error is not None}
+    told["model"] = sensitivity.digest
     told["digest"] = digest(tensors, told)
     write_atomic(path, save(tensors, metadata={"secateur": json.dumps(told)}))
 
@@ -58,6 +59,7 @@ def read_sensitivity(path: str | Path) -> Sensitivity:
             local_by="max" if told["local_by"] == "max" else float(told["local_by"]),
             error=part("error") if told["error"] else None,
             stability=Stability(**{name: float(value) for name, value in told["stability"].items()}) if told["stability"] else None,
+            digest=str(told["model"]),
         )
     except FileNotFoundError as error:
         raise Unreadable(f"{path} does not exist. Make it with: secateur measure ... --out {path}") from error

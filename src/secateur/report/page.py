@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import need
 from ..folders import write_text_atomic
 from ..table import Table, shown
+from .depth_figures import HIGH, LEVELS, layer_curves, shades, strip
 from .figures import HEIGHT, WIDTH, Chart, chart, cut_at, histogram
 from .story import Reasons, Story, Unit
 
@@ -36,6 +37,13 @@ def render(story: Story) -> str:
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         charts=charts(story),
+        depth=story.depth,
+        shades=shades,
+        strip=strip,
+        levels=range(LEVELS),
+        high=HIGH,
+        alone=layer_curves(story.layer_curves),
+        alone_chart=alone(story),
         tuning=tuning(story),
         histogram=histogram,
         cut_at=cut_at,
@@ -91,6 +99,16 @@ def charts(story: Story) -> list[Chart]:
         for metric, title in CURVES.items()
     ]
     return [one for one in drawn if one is not None]
+
+
+def alone(story: Story) -> Chart | None:
+    """The quality when one layer alone loses units, of the layers that it depends on most."""
+    found = layer_curves(story.layer_curves)
+    if found is None:
+        return None
+    title = f"{found.title} when one layer alone loses units"
+    names = ("amount removed from the layer", found.title)
+    return chart(found.lines, "amount", found.metric, title, names, found.level, shares=(True, found.points))
 
 
 def tuning(story: Story) -> list[Chart]:

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import Unreadable
+from ..errors import BadInput, Unreadable
 from ..plan import Plan
 from ..table import Table
 from ..tree import Scores
+from .depth import Depth, Measured, depth_of
 from .told import as_declared
 
 LISTED = 64  # units of a group that are listed one by one
 BINS = 24  # of a group's histogram
-
-
-class Measured(Protocol):
-    """What of a Sensitivity is told: its two reductions, and the scores of each class where there are any."""
-
-    @property
-    def global_(self) -> Scores: ...
-
-    @property
-    def local(self) -> Scores: ...
-
-    @property
-    def keys(self) -> dict[str, Scores]: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +70,8 @@ class Reasons:
 @dataclass(frozen=True)
 class Story:
     """title, made (how, in words), machine (where, a line); table, with the row that the story is about; curve: series -> points with an
-    "amount" and metrics; history: a dict per epoch of fine-tuning; frozen: what could not be touched, and why."""
+    "amount" and metrics; history: a dict per epoch of fine-tuning; frozen: what could not be touched, and why; depth: the sensitivity page;
+    layer_curves: group -> points of what it alone does, the first at amount 0."""
 
     title: str
     table: Table
@@ -97,6 +85,8 @@ class Story:
     history: tuple[dict[str, float], ...] = ()
     frozen: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    depth: Depth | None = None
+    layer_curves: dict[str, tuple[dict[str, float], ...]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         told = {key: value for key, value in asdict(self).items() if key != "table"}
@@ -127,20 +117,28 @@ def story_of(
     machine: str = "",
     notes: Sequence[str] = (),
     by_rounds: bool = False,
+    layer_curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+    scoped: Callable[[Scores], Scores] | None = None,
 ) -> Story:
     """The story of a plan. scores: the merged ones that it was selected by; local: the weight that local sensitivity had in them.
 
+    layer_curves: group -> points with an "amount" and metrics, the first being the whole model's, at amount 0.
+
     by_rounds: the scores are those of the first of several rounds. The later ones decided by others, so that there is no one cut in these,
     and what local sensitivity protected cannot be told from them.
+    scoped: what the plan's scope makes of scores; without it units are compared as they scored.
     Units are compared within their group where the plan's scope is "layer", and all together elsewhere.
     """
-    scores = {} if scores is None else {name: plain(value) for name, value in scores.items()}
+    scope = plan.made.get("scope", "global")
+    compared = scoped if scoped and scope not in ("global", "layer") else lambda values: values
+    scores = {} if scores is None else {name: plain(value) for name, value in compared(scores).items()}
     keep = {name: value.cpu().flatten() for name, value in plan.keep.items()}
     groups = [name for name in keep if name in scores]
-    pools = [[name] for name in groups] if plan.made.get("scope") == "layer" else [groups]
+    pools = [[name] for name in groups] if scope == "layer" else [groups]
+    sides = tuple(one_side(values, compared) for values in ([sensitivity.global_, sensitivity.local] if sensitivity else []))
     told: dict[str, tuple[Reasons, Layer]] = {}
     for pool in pools:
-        told |= tell(pool, plan, keep, scores, sensitivity, by_rounds)
+        told |= tell(pool, plan, keep, scores, sides or (None, None), sensitivity, by_rounds)
     shares = [share_of(values, keep) for values in ([sensitivity.global_, sensitivity.local] if sensitivity else [{}, {}])]
     layers = []
     for name, mask in keep.items():
@@ -175,20 +173,35 @@ def story_of(
         tuple(finite(epoch) for epoch in history),
         dict(plan.frozen),
         tuple(notes),
+        depth_of(plan.keep, sensitivity) if sensitivity else None,
+        {} if layer_curves is None else {str(name): tuple(finite(point) for point in points) for name, points in layer_curves.items()},
     )
 
 
+def one_side(values: Scores, compared: Callable[[Scores], Scores]) -> Scores | None:
+    """Global or local sensitivity alone, in the plan's scope; None where that does not take it (LAMP refuses what is negative)."""
+    try:
+        return compared(values)
+    except BadInput:
+        return None
+
+
 def tell(
-    pool: list[str], plan: Plan, keep: Scores, scores: Scores, sensitivity: Measured | None, by_rounds: bool
+    pool: list[str],
+    plan: Plan,
+    keep: Scores,
+    scores: Scores,
+    sides: tuple[Scores | None, ...],
+    sensitivity: Measured | None,
+    by_rounds: bool,
 ) -> dict[str, tuple[Reasons, Layer]]:
-    """Reasons and protection of groups whose units were compared with each other."""
+    """Reasons and protection of groups whose units were compared with each other; sides: by global and by local sensitivity."""
     if not pool:
         return {}
     merged, kept = joined(scores, pool), joined(keep, pool)
     ordered = in_order(merged)
     cut = float(merged[~kept].max()) if not kept.all() and not by_rounds else None
-    by_global = joined(sensitivity.global_, pool) if sensitivity else None
-    by_local = joined(sensitivity.local, pool) if sensitivity else None
+    by_global, by_local = (None if values is None else joined(values, pool) for values in sides)
     protected = yielded = torch.zeros_like(kept)
     if by_global is not None and not by_rounds:
         alone = largest(by_global, int(kept.sum()))  # what global sensitivity alone would keep, with as many removed

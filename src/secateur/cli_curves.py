@@ -1,0 +1,103 @@
+"""`secateur curves`: what the model does when one layer alone loses its least needed units, measured layer by layer, with a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .api import structure_of
+from .curves import AMOUNTS, Curves, curves
+from .errors import BadInput, Unreadable
+from .folders import write_text_atomic
+from .frontends.data import data_of
+from .journey import First, criterion_of, example_in, loss_of, machine, metrics_for, model_of
+from .measure import measure
+from .progress import Bar
+from .report import Story, render
+from .sensitivity import Sensitivity, merge
+from .sensitivity_file import read_sensitivity
+from .structure import Structure
+from .table import Table
+from .task import Task
+
+Stored = dict[str, tuple[dict[str, float], ...]]  # as a report tells them: each group's points, the whole model's first
+
+
+def curves_into(
+    out: Path,
+    model: str,
+    data: str,
+    weights: Path | None,
+    example: str | None,
+    loss: str | None,
+    structure: str,
+    criterion: str,
+    sensitivity: Path | None,
+    groups: str | None,
+    amounts: str | None,
+    samples: int,
+    batch: int,
+    seed: int,
+    bar: Bar,
+) -> tuple[Curves, Path]:
+    """The curves, and the page beside `out` that shows them. What `out` has is not measured again. Raises BadInput, Unreadable."""
+    steps = amounts_of(amounts)
+    chosen, lossy = criterion_of(criterion), loss_of(loss)
+    net, splits = model_of(model, weights, seed), data_of(data, seed, batch)
+    found = structure_of(net, example_in(splits.train, example), structure)
+    if sensitivity is None:
+        measured = measure(Task(net, First(splits.train, samples), lossy, seed), found, chosen, progress=bar("measuring"))
+    else:
+        measured = of_model(read_sensitivity(sensitivity), found, sensitivity)
+    patterns = [part.strip() for part in groups.split(",")] if groups else ["*"]
+    held_out = First(splits.validation, samples)
+    metrics = metrics_for(net, splits.validation, lossy)
+    made = curves(net, found, merge(measured), held_out, metrics, steps, patterns, file=out, progress=bar("layer by layer"))
+    page = out.with_suffix(".html")
+    title = f"{model}, layer by layer"
+    story = Story(title, Table({}, {}), machine=machine(), layer_curves=stored(made), notes=(f"Curves are on {data}'s validation split.",))
+    write_text_atomic(page, render(story))
+    return made, page
+
+
+def of_model(sensitivity: Sensitivity, structure: Structure, file: Path) -> Sensitivity:
+    """Raises BadInput where the file is of another model, or of other units of it."""
+    again = f"Measure again: secateur measure ... --out {file}"
+    if sensitivity.digest and sensitivity.digest != structure.digest:
+        raise BadInput(f"{file} was measured on other weights than those of this model. {again}")
+    for name in [*structure.groups, *sensitivity.global_]:
+        now = structure.groups[name].shape if name in structure.groups else None
+        then = tuple(sensitivity.global_[name].shape) if name in sensitivity.global_ else None
+        if now != then:
+            raise BadInput(
+                f"{file} has {then or 'no units'} in the group {name}, but this model's structure has {now or 'none'}. "
+                f"Give the same --structure, --units and --exact, or measure again: secateur measure ... --out {file}"
+            )
+    return sensitivity
+
+
+def amounts_of(text: str | None) -> tuple[float, ...]:
+    """ "0.25,0.5" in order; without a text tenths."""
+    if text is None:
+        return AMOUNTS
+    try:
+        steps = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        steps = []
+    if not steps or not all(0 < step <= 1 for step in steps):
+        raise BadInput(f"--amounts are fractions in 0..1, but they are {text!r}. Try --amounts 0.25,0.5,0.75.")
+    return tuple(steps)
+
+
+def stored(found: Curves) -> Stored:
+    return {
+        name: ({"amount": 0.0, **found.dense}, *({"amount": amount, **point} for amount, point in sorted(points.items())))
+        for name, points in found.points.items()
+    }
+
+
+def read_curves(file: Path) -> Stored:
+    """What `secateur curves --out` wrote. Raises Unreadable."""
+    try:
+        return stored(Curves.from_json(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unreadable(f"{file} cannot be read: {error}. Make it with: secateur curves ... --out {file}") from error

@@ -1,0 +1,240 @@
+"""Why a unit went, or stayed: its score against the cut, what it cost, who needed it, and what would have gone instead.
+
+A rank counts from the unit that matters least: the units that score lower, and one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .errors import BadInput
+from .explanation import Explanation, Need, Other
+from .leaving import Coupled, Leaving, leaving
+from .plan import Plan
+from .sensitivity import Sensitivity
+from .structure import Structure
+from .tree import Scores
+
+NEEDS, INSTEAD = 8, 5  # keys and other units that are told
+
+
+def explain(plan: Plan, sensitivity: Sensitivity, scores: Scores, unit: str, structure: Structure | Leaving | None = None) -> Explanation:
+    """Why the plan removed the unit "group:place" or kept it. place: its number, of a connection its index ("conv1.weight:3,5,1,1").
+
+    sensitivity, scores: what the plan was selected by (of a gradual plan: those of the first round).
+    structure: it tells what the unit takes along and how the scope ranked it; without it neither is told, and `ranked_by` is the score.
+    Raises BadInput, with the nearest names, where there is no such unit, or where the values are of another model.
+    """
+    check(plan, scores, sensitivity.global_, sensitivity.local)
+    facts = leaving(structure, scores, plan) if structure is not None and not isinstance(structure, Leaving) else structure
+    group, place = found(plan, unit, facts)
+    coupled = facts.groups.get(group) if facts else None
+    ranking = facts.ranking if facts else scores
+    keep = {name: mask.flatten().cpu() for name, mask in plan.keep.items()}
+    rounds = plan.made.get("round")
+    gone = [name for name in keep if not keep[name].all()]
+    cut = None if rounds or not gone else max(float(flat(ranking[name])[~keep[name]].max()) for name in gone)
+    value = float(flat(ranking[group])[place])
+    kept = bool(keep[group][place])
+    mean = float(flat(sensitivity.global_[group])[place])
+    error = float(flat(sensitivity.error[group])[place]) if sensitivity.error else None
+    by_global, by_local = (below(values, keep, group, place) + 1 for values in (sensitivity.global_, sensitivity.local))
+    ordered = [] if rounds else queue(plan, ranking, facts, cut)
+    said = [*notes(plan, group, sensitivity, coupled), *doubts(plan, value, mean, error, cut), *global_alone(plan, by_global, kept)]
+    name = f"{group}:{position(place, plan.keep[group])}"
+    return Explanation(
+        unit=name + (f" ({coupled.paths[place]})" if coupled and coupled.paths else ""),
+        kind=coupled.kind if coupled else plan.structure.removesuffix("s"),
+        kept=kept,
+        why=why(plan, group, value, cut, kept, coupled),
+        how=how(plan),
+        score=float(flat(scores[group])[place]),
+        ranked_by=value,
+        rank=below(ranking, keep, group, place) + 1,
+        of=sum(mask.numel() for mask in keep.values()),
+        group_rank=int((flat(ranking[group]) < value).count_nonzero()) + 1,
+        group_size=keep[group].numel(),
+        cut=cut,
+        global_rank=by_global,
+        local_rank=by_local,
+        global_share=mean,
+        local_share=float(flat(sensitivity.local[group])[place]) / (total(sensitivity.local) or 1.0),
+        error=error,
+        saved={of: values[place if len(values) > 1 else 0] for of, values in coupled.saved.items()} if coupled else {},
+        whole=dict(plan.cost),
+        contexts=sensitivity.contexts,
+        needs=needs(sensitivity, keep, group, place),
+        instead=tuple(other for other in ordered if other.unit != name)[:INSTEAD],
+        members=own(coupled, place) if coupled else (),
+        through=coupled.through if coupled else (),
+        notes=tuple(said),
+    )
+
+
+# which unit ---------------------------------------------------------------------------------------------------------------------------
+
+
+def found(plan: Plan, unit: str, facts: Leaving | None) -> tuple[str, int]:
+    """The group and the place of its name. Raises BadInput with the nearest names."""
+    for name, group in (facts.groups if facts else {}).items():
+        if unit in group.paths:
+            return name, group.paths.index(unit)
+    name, sign, text = unit.rpartition(":")
+    if not sign:
+        name, text = unit, ""
+    if name in plan.frozen:
+        raise BadInput(f"No unit of {name} could leave: {plan.frozen[name].rstrip('.')}. Ask about a unit of {nearest(name, plan.keep)}.")
+    if name not in plan.keep:
+        raise BadInput(f"There is no group {name!r} in this plan. The nearest: {nearest(name, plan.keep)}.")
+    mask = plan.keep[name]
+    last = ",".join(str(size - 1) for size in mask.shape)
+    place = place_of(text, mask)
+    if place is None:
+        raise BadInput(
+            f"There is no unit {text!r} in {name}, which has {mask.numel():,} units. Give {name}:0 to {name}:{last}."
+            if text
+            else f"{name} has {mask.numel():,} units. Say which: {name}:0 to {name}:{last}."
+        )
+    return name, place
+
+
+def place_of(text: str, mask: Tensor) -> int | None:
+    """ "5", or an index in each dimension: "3,5,1,1"; None where there is none."""
+    parts = [part.strip() for part in text.strip("[]() ").split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 12 for part in parts):
+        return None
+    index = [int(part) for part in parts]
+    if len(index) == 1:
+        return index[0] if index[0] < mask.numel() else None
+    if len(index) != mask.dim() or any(number >= size for number, size in zip(index, mask.shape)):
+        return None
+    return sum(number * math.prod(mask.shape[dim + 1 :]) for dim, number in enumerate(index))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    known = list(names)
+    close = difflib.get_close_matches(name, known, 3, 0.4) or [other for other in known if name and name in other][:3]
+    return ", ".join(close or known[:3]) or "another plan, since nothing could leave here"
+
+
+def position(place: int, mask: Tensor) -> str:
+    return ",".join(str(int(part)) for part in torch.unravel_index(torch.tensor(place), mask.shape))
+
+
+def check(plan: Plan, *values: Scores) -> None:
+    """Raises BadInput where they have other units."""
+    for scores in values:
+        for name, mask in plan.keep.items():
+            if name not in scores or scores[name].numel() != mask.numel():
+                raise BadInput(f"The scores are not of this plan: they do not have the {mask.numel():,} units of {name}. Give its own.")
+
+
+# why ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def why(plan: Plan, group: str, value: float, cut: float | None, kept: bool, coupled: Coupled | None) -> str:
+    """A sentence."""
+    size, stays = plan.keep[group].numel(), int(plan.keep[group].sum())
+    if plan.made.get("round"):
+        return f"{stays:,} of the {size:,} units of its group stay, after rounds that each measured anew."
+    if cut is None:
+        return "nothing was removed."
+    against = f"{value / cut:.2f} times the cut ({cut:.3g})" if cut > 0 else f"{value:.3g}, the cut is {cut:.3g}"
+    blocks = f", in blocks of {plan.made['multiple']} ranked by their mean" if plan.made.get("multiple", 1) != 1 else ""
+    if not kept:
+        return f"its score is {against}{blocks}."
+    if value > cut:
+        return f"its score is {against}."
+    if stays <= max(coupled.stay if coupled else 1, 1):
+        return f"its score is {against}, but its group keeps {stays:,} of {size:,} units, and no fewer may stay."
+    return f"its score is {against}, but " + (f"its block stays{blocks}." if blocks else "of equal scores the later stay.")
+
+
+def how(plan: Plan) -> str:
+    """The settings that the ranking and the cut come from."""
+    made = plan.made
+    asked = [f"{name} {made[name]}" for name in ("amount", "budget", "threshold") if made.get(name) is not None]
+    of = f" of {made['of']}" if made.get("amount") is not None and isinstance(made.get("of"), str) else ""
+    local = f", local {made['local']:g}" if isinstance(made.get("local"), float) and made["local"] else ""
+    return f"scope {made.get('scope', 'global')}, {', '.join(asked)}{of}{local}"
+
+
+def notes(plan: Plan, group: str, sensitivity: Sensitivity, coupled: Coupled | None) -> Iterable[str]:
+    if plan.made.get("round"):
+        yield "scores are of the first round, on the dense model; later rounds measured anew on the smaller one, so there is no one cut"
+    if group in plan.approximate:
+        yield f"removing it is not quite the same as zeroing it: {plan.approximate[group]}"
+    if coupled is None:
+        yield "what leaves with it was not kept beside this plan"
+    if not sensitivity.keys:
+        yield f"measured by {sensitivity.contexts}: who needs it is known where contexts have keys (--contexts class)"
+
+
+def doubts(plan: Plan, value: float, mean: float, error: float | None, cut: float | None) -> Iterable[str]:
+    """Where the ranking is by global sensitivity as it is, whose error is known."""
+    if error and cut is not None and value == mean and plan.made.get("scope", "global") == "global" and abs(value - cut) < 2 * error:
+        yield f"its score is {abs(value - cut) / error:.1f} standard errors from the cut: other data could have decided otherwise"
+
+
+def global_alone(plan: Plan, rank: int, kept: bool) -> Iterable[str]:
+    """Where units were ranked as they scored, whether local sensitivity changed what became of this one."""
+    if plan.made.get("round") or plan.made.get("scope", "global") != "global" or not plan.made.get("local"):
+        return
+    goes = rank <= sum(gone for gone, _ in plan.removed().values())
+    if goes == kept:
+        yield (
+            "by global sensitivity alone it would have gone: local sensitivity protects it"
+            if kept
+            else ("by global sensitivity alone it would have stayed: it went in the place of one that local sensitivity protects")
+        )
+
+
+def needs(sensitivity: Sensitivity, keep: Scores, group: str, place: int) -> tuple[Need, ...]:
+    """Keys by the unit's share of their sensitivity."""
+    units = sum(mask.numel() for mask in keep.values())
+    shares = {key: float(flat(scores[group])[place]) for key, scores in sensitivity.keys.items()}
+    chosen = sorted(shares, key=lambda key: -shares[key])[:NEEDS]
+    return tuple(Need(key, shares[key], below(sensitivity.keys[key], keep, group, place) / units) for key in chosen)
+
+
+def queue(plan: Plan, ranking: Scores, facts: Leaving | None, cut: float | None) -> list[Other]:
+    """The units that stay, in the order in which they would go; of a group none of those that have to stay."""
+    waiting: list[tuple[float, str, int]] = []
+    for name, mask in plan.keep.items():
+        left = flat(mask).nonzero()[:, 0]
+        free = len(left) - (max(1, facts.groups[name].stay) if facts and name in facts.groups else 1)
+        if free > 0:
+            values = flat(ranking[name])[left]
+            near = (values <= values.kthvalue(count := min(free, INSTEAD + 1)).values).nonzero()[:, 0]
+            first = near[values[near].argsort(stable=True)[:count]]  # of equals, those that stand before
+            waiting += [(float(values[index]), name, int(left[index])) for index in first.tolist()]
+    return [
+        Other(f"{name}:{position(place, plan.keep[name])}", value, value / cut if cut is not None and cut > 0 else None)
+        for value, name, place in sorted(waiting, key=lambda one: one[0])[: INSTEAD + 1]
+    ]
+
+
+def own(coupled: Coupled, place: int) -> tuple[tuple[str, int], ...]:
+    """Of a unit that is a module, its own tensors."""
+    if not coupled.paths:
+        return coupled.members
+    return tuple(member for member in coupled.members if member[0].startswith(f"{coupled.paths[place]}."))
+
+
+def below(values: Scores, keep: Scores, group: str, place: int) -> int:
+    """How many units score lower."""
+    value = flat(values[group])[place]
+    return sum(int((flat(values[name]) < value).count_nonzero()) for name in keep)
+
+
+def total(values: Scores) -> float:
+    return sum(float(value.abs().sum(dtype=torch.float64)) for value in values.values())
+
+
+def flat(values: Tensor) -> Tensor:
+    return values.detach().cpu().flatten()

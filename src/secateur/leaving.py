@@ -1,0 +1,93 @@
+"""What leaves with a unit of a group, kept beside a plan as plain values, so that the plan can be explained without the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from .cost import COSTS, costs, prices
+from .errors import Unreadable
+from .floors import Limit, floors
+from .plan import Plan
+from .report.told import as_declared
+from .select import ranked
+from .structure import Structure, all_kept
+from .tree import Scores
+
+TOLD = 12  # operators that couple a group, at most
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """A group's units: what they are, and what each takes along.
+
+    members, through: as in Group. stay: so many of its units had to stay, whatever their scores.
+    saved: cost -> what a unit saves when it alone leaves the dense model: one number where all are alike, else one a unit.
+    paths: of units that are modules, their paths.
+    """
+
+    kind: str
+    stay: int
+    members: tuple[tuple[str, int], ...] = ()
+    through: tuple[str, ...] = ()
+    saved: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """groups: by name. ranking: the scores as the scope made them, a flat vector a group; the lowest left first."""
+
+    groups: dict[str, Coupled]
+    ranking: Scores
+
+    def to_json(self) -> str:
+        return json.dumps({name: asdict(group) for name, group in self.groups.items()}, indent=1)
+
+    @staticmethod
+    def from_json(text: str, ranking: Scores) -> Leaving:
+        """Raises Unreadable for a text that `to_json` did not write."""
+        try:
+            told = as_declared(dict[str, Coupled], json.loads(text), "the groups", {})
+            assert isinstance(told, dict)
+            return Leaving(told, ranking)
+        except (ValueError, TypeError, RecursionError, AssertionError) as error:
+            raise Unreadable(f"This is not what Secateur wrote of a structure: {error}. Prune again to have a new one.") from error
+
+
+def leaving(structure: Structure, scores: Scores, plan: Plan) -> Leaving:
+    """Of the structure that the plan was made of, and the scores that it was selected by. Raises BadInput where they do not fit."""
+    made = plan.made
+    scope = made.get("scope") if isinstance(made.get("scope"), str) else "global"
+    stay = floors(structure.groups, limit(made.get("least"), 1), limit(made.get("most"), 1.0), names(made.get("keep")))
+    paths: Mapping[str, tuple[str, ...]] = getattr(structure, "blocks", {})
+    groups = {
+        name: Coupled(group.kind, stay[name], group.members, group.through[:TOLD], saved(structure, name), paths.get(name, ()))
+        for name, group in structure.groups.items()
+    }
+    return Leaving(groups, ranked(scores, all_kept(structure), str(scope), structure))
+
+
+def limit(value: object, otherwise: float) -> Limit:
+    """What a plan tells of least= or most=; what it does not tell was left at its default."""
+    return value if isinstance(value, (int, float, Mapping)) else otherwise
+
+
+def names(value: object) -> list[str]:
+    return [str(name) for name in value] if isinstance(value, list) else []
+
+
+def saved(structure: Structure, name: str) -> dict[str, tuple[float, ...]]:
+    """What one unit saves: C(all) - C(all but it), of every cost that can be counted. A group's channels are alike, its layers are not."""
+    counted = [of for of in COSTS if of != "units" and (of != "macs" or structure.uses)]
+    if structure.kind == "weights":
+        return {of: (prices(structure, of)[name],) for of in counted}
+    whole = all_kept(structure)
+    before = costs(structure, whole)
+    after = []
+    for unit in range(structure.groups[name].size if structure.kind == "layers" else 1):
+        less = whole[name].clone()
+        less.view(-1)[unit] = False
+        after.append(costs(structure, {**whole, name: less}))
+    return {of: tuple(before[of] - then[of] for then in after) for of in counted}
