@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..contexts import Stream, by_sample
+from ..contexts import by_sample
 from ..errors import BadInput
+from ..stream import Stream
 from ..structure import Structure
 from ..task import Task
 from ..tree import Scores, Tree
