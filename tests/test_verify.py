@@ -195,3 +195,11 @@ def test_a_model_without_values_has_nothing_to_compare():
     model, inputs = normed(nn.LayerNorm(6)), torch.randn(4, 5)
     wrong = in_another_order(channels(model, inputs), "1.weight")
     assert unequal(model.to("meta"), wrong, inputs.to("meta")) == {}
+
+
+def test_a_channel_that_stands_still_freezes_nothing():
+    """A variance next to nothing, as trained networks have them, must stay one when values are shaken."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
+    model[1].running_var.fill_(1e-12)
+    assert set(sc.channels(model, torch.randn(2, 3, 8, 8)).groups) == {"0"}

@@ -147,7 +147,8 @@ def shaken(value: Tensor, generator: torch.Generator, parameter: bool) -> Tensor
     noise = 0.05 * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
     finite = value.isfinite()
     least = 2.0 if parameter and (value[finite].abs() < 0.01).all() else 0.01
-    return value + noise * torch.where(finite, value.abs() + least, torch.zeros_like(value))
+    moved = value + noise * torch.where(finite, value.abs() + least, torch.zeros_like(value))
+    return moved.abs() if not parameter and (value >= 0).all() else moved  # a variance stays one
 
 
 def converted(example: object, convert: Convert) -> object:
