@@ -100,7 +100,8 @@ def page(found: results.Row) -> str:
         f"ResNet-20 on CIFAR-10, inner channels, scores by taylor on {found['images']} training images, no training afterwards. The "
         f"solver chooses among seven amounts a layer by the loss measured on {found['images']} other training images; the scopes keep a "
         f"tenth of every layer at least. Top-1 on the first {found['test']:,} test images, straight and with re-estimated batch norms; "
-        f"the dense network has {results.percent(found['dense'])}. One seed and one sample of images: differences of a point are within chance.",
+        f"the dense network has {results.percent(found['dense'])}. One seed and one sample of images: differences of a point are within "
+        "chance.",
         results.table(("MACs", "way", "MACs left, %", "straight", "re-estimated"), lines),
         f"## The curves\n\nLoss on the held-out images when one layer alone loses so much (the dense network: {found['loss']:.3f}). "
         f"{len(curves)} layers x {len(AMOUNTS)} amounts.",
