@@ -172,7 +172,8 @@ def ranked(scores: Scores, keep: Keep, scope: str | Scope, structure: Structure)
         there[name] = values.reshape(-1) if mask.all() else values[mask]
     ranking = (SCOPES[scope] if isinstance(scope, str) else scope)(there, structure, keep)
     for name, values in there.items():
-        if name not in ranking or ranking[name].shape != values.shape or not all_finite(ranking[name]):
+        made = ranking.get(name)
+        if made is not values and (made is None or made.shape != values.shape or not all_finite(made)):
             raise BadInput(
                 f"The scope did not give one finite number for each of the {len(values)} units of {name}. Return one for every unit."
             )
