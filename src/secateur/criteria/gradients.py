@@ -131,6 +131,9 @@ STEPS: dict[str, Callable[[Scores], Scores]] = {  # what a training step adds, f
 }
 
 
+IN_ORDER = (movement,)  # criteria whose scores of a batch depend on the batches before: they cannot be shared, or begun in the middle
+
+
 def fisher(task: Task, structure: Structure) -> Iterator[Scores]:
     """The sum of squared gradients: the diagonal of the empirical Fisher information (Kirkpatrick et al., 2017).
 
