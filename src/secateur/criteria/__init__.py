@@ -14,6 +14,7 @@ from ..task import Task
 from ..tree import Scores
 from .curvature import hessian
 from .gradients import fisher, gradient, taylor
+from .samples import fisher_diagonal, fisher_sample, taylor_sample
 from .weights import l1, l2, random
 
 Criterion = Callable[[Task, Structure], Iterable[Scores]]
@@ -27,6 +28,9 @@ CRITERIA: dict[str, Criterion] = {
     "fisher": fisher,
     "hessian": hessian,
     "random": random,
+    "fisher_sample": fisher_sample,
+    "taylor_sample": taylor_sample,
+    "fisher_diagonal": fisher_diagonal,
 }
 
 
@@ -53,4 +57,7 @@ def known() -> str:
     return f"Choose {', '.join(CRITERIA)}, or give a function (task, structure) -> scores."
 
 
-__all__ = ["CRITERIA", "Criterion", "criterion", "fisher", "gradient", "hessian", "l1", "l2", "name_of", "random", "taylor"]
+__all__ = [
+    "CRITERIA", "Criterion", "criterion", "fisher", "fisher_diagonal", "fisher_sample", "gradient", "hessian", "l1", "l2", "name_of",
+    "random", "taylor", "taylor_sample",
+]  # fmt: skip
