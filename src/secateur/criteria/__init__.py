@@ -15,11 +15,12 @@ from ..tree import Scores
 from .activations import apoz, hrank, mean_activation, wanda
 from .attention import confidence, entropy
 from .curvature import exact_hessian, hessian, hutchpp
-from .gradients import IN_ORDER, STEPS, fisher, gate, gradient, gradient_activation, grasp, movement, snip, taylor
+from .gradients import IN_ORDER, STEPS, fisher, gradient, gradient_activation, grasp, movement, snip, taylor
 from .kronecker import kfac
 from .nodata import inputs_from_statistics, synflow
 from .probability import Iterates, Posterior, laplace, needed, snr
 from .redundancy import cosine, fpgm
+from .samples import fisher_diagonal, fisher_sample, taylor_sample
 from .scales import bn_scale
 from .surgeon import obs
 from .unlabelled import kl_loss, mse_loss, output_features, output_kl, output_mse, output_norm, to_itself
@@ -39,7 +40,7 @@ CRITERIA: dict[str, Criterion] = {
     "fpgm": fpgm,
     "cosine": cosine,
     "snip": snip,
-    "gate": gate,
+    "gate": taylor_sample,
     "gradient_activation": gradient_activation,
     "grasp": grasp,
     "movement": movement,
@@ -64,6 +65,9 @@ CRITERIA: dict[str, Criterion] = {
     "output_norm": output_norm,
     "synflow": synflow,
     "random": random,
+    "fisher_sample": fisher_sample,
+    "taylor_sample": taylor_sample,
+    "fisher_diagonal": fisher_diagonal,
 }
 
 
@@ -91,6 +95,27 @@ def known() -> str:
 
 
 __all__ = [
-    "CRITERIA", "IN_ORDER", "STEPS", "Criterion", "Iterates", "Posterior", "criterion", "fisher", "gradient", "hessian",
-    "inputs_from_statistics", "kl_loss", "l1", "l2", "laplace", "mse_loss", "name_of", "random", "taylor", "to_itself",
+    "CRITERIA",
+    "IN_ORDER",
+    "STEPS",
+    "Criterion",
+    "Iterates",
+    "Posterior",
+    "criterion",
+    "fisher",
+    "fisher_diagonal",
+    "fisher_sample",
+    "gradient",
+    "hessian",
+    "inputs_from_statistics",
+    "kl_loss",
+    "l1",
+    "l2",
+    "laplace",
+    "mse_loss",
+    "name_of",
+    "random",
+    "taylor",
+    "taylor_sample",
+    "to_itself",
 ]  # fmt: skip

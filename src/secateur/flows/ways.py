@@ -71,7 +71,7 @@ def way_of(
 
 def powers(gradients: Tensor, power: int) -> Tensor:
     """The sum over samples, the first dimension, of |gradient|^power."""
-    return torch.linalg.vector_norm(gradients, power, 0) ** power
+    return (gradients.square() if power == 2 else gradients.abs()).sum(0)
 
 
 def together(*sizes: int) -> int:
@@ -91,9 +91,16 @@ def of_matrix(x: Tensor, g: Tensor, use: Use, place: Place, power: int) -> Tenso
     x, g = rows(x, place.x, place.samples, x_axis), rows(g, place.y, place.samples, y_axis)
     if x.shape[1] == 1:
         total = (g[:, 0].abs() ** power).T @ (x[:, 0].abs() ** power)
-    else:
-        some = together(x.shape[2] * g.shape[2], x[0].numel(), g[0].numel())
-        total = sum_of(powers(b.mT @ a, power) for a, b in zip(torch.split(x, some), torch.split(g, some)))
+        return total if dim == 0 else total.T
+    total = x.new_zeros(g.shape[2], x.shape[2])
+    some = together(total.numel(), x[0].numel(), g[0].numel())
+    gradients = x.new_empty(some, *total.shape)  # once for all: fresh memory is slow
+    for a, b in zip(torch.split(x, some), torch.split(g, some)):
+        made = torch.bmm(b.mT, a, out=gradients[: len(a)])
+        if len(made) > 1 or power == 1:
+            total += powers(made, power)
+        else:
+            total.addcmul_(made[0], made[0])
     return total if dim == 0 else total.T
 
 
