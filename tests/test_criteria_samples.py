@@ -46,18 +46,19 @@ def loop(name: str, task: Task, structure: Structure) -> Scores:
     singles = Task(task.model, [piece.batch for piece in by_sample(task.data)], task.loss)
     w = singles.parameters()
     scores = [DEFINED[name](structure, w, gradients) for gradients in singles.gradients()]
-    return tree.apply(lambda *values: torch.stack(values).sum(0), *scores)
+    return tree.apply(lambda *values: torch.stack(values).mean(0), *scores)
 
 
 @pytest.mark.parametrize("name", DEFINED)
 @pytest.mark.parametrize("kind", STRUCTURES)
 @pytest.mark.parametrize("sizes", [(7,), (3, 4), (1, 1, 5)])
-def test_the_sum_over_batches_is_that_of_one_backward_a_sample(name: str, kind: str, sizes: tuple[int, ...]) -> None:
+def test_the_mean_over_samples_is_that_of_one_backward_a_sample(name: str, kind: str, sizes: tuple[int, ...]) -> None:
     net = model()
     task, structure = Task(net, list(zip(X.split(sizes), Y.split(sizes))), F.cross_entropy), STRUCTURES[kind](net)
     scores = list(CRITERIA[name](task, structure))
     assert len(scores) == len(sizes)
-    torch.testing.assert_close(tree.apply(lambda *values: torch.stack(values).sum(0), *scores), loop(name, task, structure))
+    mean = tree.apply(lambda *values: sum(value * size for value, size in zip(values, sizes)) / 7, *scores)
+    torch.testing.assert_close(mean, loop(name, task, structure))
 
 
 @pytest.mark.parametrize("name", DEFINED)
