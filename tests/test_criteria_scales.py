@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,13 @@ from secateur.criteria.scales import bn_scale, scales
 from secateur.errors import BadInput
 from secateur.structure import channels
 from secateur.task import Task
+
+
+@pytest.fixture(autouse=True)
+def the_same_chance() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 class ByHand(nn.Module):
