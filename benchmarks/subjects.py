@@ -67,9 +67,14 @@ def squared_error(outputs: object, targets: object) -> Tensor:
 
 def top1(test: Batches) -> Callable[[nn.Module], float]:
     def share(model: nn.Module) -> float:
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # a GPU only: rounding moves few images
-            right = [(model(x).argmax(1) == y).sum() for x, y in test]
-        return float(torch.stack(right).sum()) / sum(len(y) for _, y in test)  # one wait for the device
+        was = torch.backends.cudnn.allow_tf32
+        try:
+            torch.backends.cudnn.allow_tf32 = True  # of a GPU: faster, and its rounding moves few images to another class
+            with torch.inference_mode():
+                right = torch.stack([(model(x).argmax(1) == y).sum() for x, y in test]).sum()
+        finally:
+            torch.backends.cudnn.allow_tf32 = was
+        return float(right) / sum(len(y) for _, y in test)  # one wait for the device
 
     return share
 
