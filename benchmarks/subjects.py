@@ -23,6 +23,7 @@ SHEETS = 2  # of the training images: what is measured on is drawn from 10,000
 CLIPS = 1_500  # of 4,890: what is measured on is drawn from these, the others are tested on
 
 Batches = list[tuple[object, Tensor]]
+images = cache(cifar10)  # two networks look at the same ones
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def batched(x: Tensor, y: Tensor, size: int, device: str) -> Batches:
 
 def residual(name: str, depth: int, given: Setting) -> Subject:
     model, example = resnet(depth, given.data), torch.zeros(1, 3, 32, 32)
-    pixels, labels = cifar10(given.data, "train", SHEETS)
-    test = [part[: given.test] for part in cifar10(given.data, "test", -(-given.test // SHEET))]
+    pixels, labels = images(given.data, "train", SHEETS)
+    test = [part[: given.test] for part in images(given.data, "test", -(-given.test // SHEET))]
 
     @cache
     def calibration(seed: int, number: int) -> Batches:

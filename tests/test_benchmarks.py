@@ -267,6 +267,13 @@ def test_the_page_of_criteria_marks_the_best_three_and_says_what_is_cheap_and_as
     assert "per-mac is better in 1 of 1 (+10.00 points, the median)" in advice
 
 
+def test_without_any_data_the_comparison_says_why_each_network_is_left_out(tmp_path: Path) -> None:
+    words = [sys.executable, str(BENCHMARKS / "criteria.py"), "--data", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert [line.partition(" is left out: There is no folder")[0] for line in done.stderr.splitlines()] == list(subjects.SUBJECTS)
+
+
 def test_the_keyword_net_and_the_encoder_have_as_many_parameters_as_published() -> None:
     assert sum(value.numel() for value in nets.dscnn().parameters()) == 22_604
     with torch.device("meta"):
