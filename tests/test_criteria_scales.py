@@ -28,10 +28,10 @@ class ByHand(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.linspace(-1, 1, width))
+        self.gain, self.shift = nn.Parameter(torch.linspace(-1, 1, width)), nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gain * (x * x.square().mean(-1, keepdim=True).rsqrt())
+        return self.gain * (x * x.square().mean(-1, keepdim=True).rsqrt()) + 0.5 * self.shift * 2
 
 
 NORMS = {
