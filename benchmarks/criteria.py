@@ -2,6 +2,7 @@
 
 python benchmarks/criteria.py --models resnet20 dscnn resnet56 --device cuda --limit 150     go on behind the last row, for so many seconds
 python benchmarks/criteria.py --models minilm              on a processor: half an hour
+python benchmarks/criteria.py --join a.json b.json         put the rows of runs elsewhere (--rows) among those that are there
 python benchmarks/criteria.py --table                      rewrite docs/criteria.md from the rows that are there
 python benchmarks/criteria.py --models resnet20 --images 64 --test 200 --only taylor magnitude --rows /tmp/rows.json
 """
@@ -43,10 +44,10 @@ LAYERWISE = (  # scores that their papers compare within a layer only: measured 
 CHANCE = ("random", "hessian", "hutch++", "output_kl", "output_mse", "output_features")  # three seeds
 SEEDS = 3
 ALIKE = {"l1": "magnitude", "lp": "magnitude", "needed": "snr"}  # of a single connection they rank the same
-FEWER = {  # criterion, of which structure ("" for all) -> the most samples: those that take a pass a sample, or decompose every map
-    ("obs", ""): 128, ("snr", ""): 128, ("needed", ""): 128, ("gate", "connections"): 128, ("hrank", ""): 128,
+FEWER = {  # criterion, of which structure ("" for all) -> the most samples, of those that cost many passes, or work as hard
+    ("obs", ""): 128, ("hrank", ""): 128, ("hutch++", ""): 256, ("snr", ""): 256, ("needed", ""): 256, ("gate", "connections"): 256,
 }  # fmt: skip
-FEWER_SENTENCES = {"hutch++": 32, "hessian": 32, "snr": 32, "needed": 32}  # of MiniLM, on a processor
+FEWER_SENTENCES = {"hutch++": 32, "hessian": 32}  # of MiniLM, on a processor
 LEFT_OUT = {("minilm", "obs"): "It holds 64 copies of all weights in float64, 12 GB of this network: not run."}
 
 
@@ -95,7 +96,7 @@ def works(subjects: list[Subject], only: list[str]) -> list[Work]:
         for criterion in (only or names())
         if (seed == 0 or criterion in CHANCE) and not (structure == "connections" and criterion in ALIKE)
     ]
-    slow = {criterion for criterion, _ in FEWER}
+    slow = {criterion for criterion, _ in FEWER} - {"gate"}
     return sorted(found, key=lambda work: (work.seed, work.criterion in slow, work.criterion not in ("random", "magnitude")))
 
 
@@ -196,7 +197,7 @@ class Kept:
         """Written at once; a row takes the place of an earlier one on other numbers of samples."""
         for row in rows:
             place = {name: row.get(name) for name in ("model", "structure", "criterion", "scope", "seed", "budget")}
-            self.rows = [*(old for old in self.rows if not results.same(old, place)), {**row, **self.made}]
+            self.rows = [*(old for old in self.rows if not results.same(old, place)), {**self.made, **row}]
         results.write(self.path, self.rows)
 
 
@@ -225,7 +226,7 @@ def fill(subjects: list[Subject], given: Setting, kept: Kept, only: list[str], u
         start = time.perf_counter()
         try:
             rows = list(run(work, subject, wanted, given, plain))
-        except RuntimeError:  # of a device that lacks an operator, or memory: the others go on, and this one is tried again next time
+        except Exception:  # shown, and tried again next time; the others go on: time on a lent device is short
             traceback.print_exc()
             failed += 1
             continue
@@ -257,6 +258,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which nothing new is begun")
     parser.add_argument("--rows", type=Path, default=ROWS, help="where rows are kept; the page is written from the usual place only")
     parser.add_argument("--commit", help="what a row says of the library's version, where there is no repository")
+    parser.add_argument("--join", nargs="+", type=Path, default=[], metavar="FILE", help="take over the rows of these files, run nothing")
     parser.add_argument("--table", action="store_true", help="only rewrite docs/criteria.md")
     parser.add_argument("--threads", type=int, default=2)
     words = parser.parse_args()
@@ -264,16 +266,19 @@ def main() -> int:
     torch.backends.cudnn.allow_tf32 = False  # the same numbers as on a processor, but for rounding
     subjects: list[Subject] = []
     given = Setting(words.data, words.device, words.images, words.test)
-    for name in () if words.table else words.models:
+    only_page = words.table or bool(words.join)
+    for name in () if only_page else words.models:
         if why := absent(name, words.data):
             print(f"{name} is left out: {why}", file=sys.stderr)
         else:
             subjects.append(SUBJECTS[name](given))
             say(f"{name}: {time.monotonic() - started:.1f} s")
-    if not subjects and not words.table:
+    if not subjects and not only_page:
         return 2
     machine = results.machine() if words.device == "cpu" else f"{torch.cuda.get_device_name()}, {results.machine()}"
     kept = Kept(words.rows, {"commit": words.commit or results.commit(), "machine": machine}, words.fresh)
+    for path in words.join:
+        kept.add(results.read(path))
     left, failed = fill(subjects, given, kept, words.only, started + words.limit)
     if words.rows == ROWS:
         results.write_text(results.DOCS / "criteria.md", criteria_table.page(kept.rows))

@@ -60,7 +60,7 @@ def of_structure(name: str, lines: Sequence[Line], dense: dict[str, float]) -> s
         )
     else:
         told.append(f"Nothing cheaper comes within {NEAR:g} points of it; it costs {cost(time, best)}.")
-    free = [choice for choice in order if time[choice] < COSTS[0][0]]
+    free = [choice for choice in order if time[choice] < COSTS[0][0] and choice[0] != "random"]
     if free and free[0] not in (best, cheapest):
         told.append(f"Of those that cost next to nothing, {said(free[0])} is the best: {lost[free[0]]:.2f}.")
     beside = [choice for choice in order if choice[0] in ("magnitude", "random")]
@@ -91,7 +91,7 @@ def repair(lines: Sequence[Line]) -> str:
     if not gains:
         return ""
     return (
-        f"**Re-estimate batch norms, always.** Over {len(gains)} plans of channels it gave {statistics.fmean(gains):+.2f} points on "
+        f"**Re-estimating batch norms.** Over {len(gains)} plans of channels it gave {statistics.fmean(gains):+.2f} points on "
         f"average (median {statistics.median(gains):+.2f}), and made {sum(gain < 0 for gain in gains)} of them worse, for two passes "
         "forward."
     )

@@ -110,7 +110,7 @@ def intro(rows: Sequence[Row]) -> str:
         "with the unit; layer, every layer loses the same share. Criteria that their papers compare within a layer only were run by layer, "
         "too. *Time* is what measuring took, in plain forwards and backwards over the same samples in the same run: 1.00 means that it "
         "cost as much as these (0.00: it looks at the weights alone). A number behind it says that it was measured on so few samples, "
-        "since it takes a pass for each, or works as hard. **Bold**: the best three of a column. In cells, a / b: straight / "
+        "since it takes many passes, or works as hard. **Bold**: the best three of a column. In cells, a / b: straight / "
         "re-estimated.\n\n"
         f"Commit of the library: {names('commit')}. Seeds: {names('seed')}. Machine: {names('machine')}. Rows: {len(rows)}. On a GPU, what "
         "is pruned is tested in TF32; all else is in float32."

@@ -23,6 +23,7 @@ SHEETS = 2  # of the training images: what is measured on is drawn from 10,000
 CLIPS = 1_500  # of 4,890: what is measured on is drawn from these, the others are tested on
 
 Batches = list[tuple[object, Tensor]]
+images = cache(cifar10)  # two networks look at the same ones
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,14 @@ def squared_error(outputs: object, targets: object) -> Tensor:
 
 def top1(test: Batches) -> Callable[[nn.Module], float]:
     def share(model: nn.Module) -> float:
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # a GPU only: rounding moves few images
-            right = [(model(x).argmax(1) == y).sum() for x, y in test]
-        return float(torch.stack(right).sum()) / sum(len(y) for _, y in test)  # one wait for the device
+        was = torch.backends.cudnn.allow_tf32
+        try:
+            torch.backends.cudnn.allow_tf32 = True  # of a GPU: faster, and its rounding moves few images to another class
+            with torch.inference_mode():
+                right = torch.stack([(model(x).argmax(1) == y).sum() for x, y in test]).sum()
+        finally:
+            torch.backends.cudnn.allow_tf32 = was
+        return float(right) / sum(len(y) for _, y in test)  # one wait for the device
 
     return share
 
@@ -85,8 +91,8 @@ def batched(x: Tensor, y: Tensor, size: int, device: str) -> Batches:
 
 def residual(name: str, depth: int, given: Setting) -> Subject:
     model, example = resnet(depth, given.data), torch.zeros(1, 3, 32, 32)
-    pixels, labels = cifar10(given.data, "train", SHEETS)
-    test = [part[: given.test] for part in cifar10(given.data, "test", -(-given.test // SHEET))]
+    pixels, labels = images(given.data, "train", SHEETS)
+    test = [part[: given.test] for part in images(given.data, "test", -(-given.test // SHEET))]
 
     @cache
     def calibration(seed: int, number: int) -> Batches:

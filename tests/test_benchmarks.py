@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -18,9 +19,14 @@ sys.path.append(str(BENCHMARKS))
 import cifar  # noqa: E402
 import cifar_table  # noqa: E402
 import cost  # noqa: E402
+import criteria  # noqa: E402
+import criteria_table  # noqa: E402
+import minilm  # noqa: E402
 import nets  # noqa: E402
 import recipes  # noqa: E402
 import results  # noqa: E402
+import secateur as sc  # noqa: E402
+import subjects  # noqa: E402
 
 
 def row(case: cifar.Case, repair: str, top1: float, worst: float = 0.5) -> results.Row:
@@ -162,3 +168,129 @@ def test_without_the_data_a_script_says_so_in_one_sentence(script: str, tmp_path
     done = subprocess.run([sys.executable, str(BENCHMARKS / script), "--data", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == "" and done.stderr.count("\n") == 1 and "--data" in done.stderr
+
+
+# criteria.py ----------------------------------------------------------------------------------------------------------------------------
+
+
+def criteria_row(
+    model: str, structure: str, criterion: str, scope: str, budget: float, seconds: float, *figures: float, seed: int = 0
+) -> results.Row:
+    place: results.Row = {"model": model, "structure": structure, "criterion": criterion, "scope": scope, "budget": budget, "seed": seed}
+    told = dict(zip(("straight", "reestimated"), figures))
+    return {**place, **told, "images": 1024, "test": 100, "seconds": seconds, "plain": 1.0, "commit": "abc1234", "machine": "a machine"}
+
+
+def subject(structures: tuple[str, ...] = ("channels", "connections"), name: str = "resnet20") -> subjects.Subject:
+    model = torch.nn.Linear(2, 2)
+    return subjects.Subject(
+        name,
+        model,
+        dict.fromkeys(structures, sc.weights(model)),
+        subjects.cross_entropy,
+        lambda seed, number: [],
+        lambda model: 0.9,
+        1024,
+        100,
+    )
+
+
+def test_every_criterion_meets_every_structure_once_and_chance_three_times() -> None:
+    works = criteria.works([subject(), subject(("heads", "feed-forward"), "minilm")], [])
+    assert len(set(works)) == len(works)
+    for structure in ("channels", "connections", "heads", "feed-forward"):
+        mine = [work for work in works if work.structure == structure]
+        ran = {id(sc.CRITERIA[work.criterion]) for work in mine}
+        alike = {id(sc.CRITERIA[name]) for name in criteria.ALIKE} if structure == "connections" else set()
+        assert ran | alike == {id(function) for function in sc.CRITERIA.values()}
+        assert {work.criterion for work in mine if work.seed} == set(criteria.CHANCE)
+    assert set(criteria.LAYERWISE) | {name for name, _ in criteria.FEWER} <= set(sc.CRITERIA)
+
+
+def test_a_comparison_that_was_stopped_goes_on_and_takes_rows_of_other_numbers_of_samples_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[criteria.Work] = []
+
+    def run(work: criteria.Work, subject: subjects.Subject, wanted: list[tuple[str, float]], *_: object) -> Iterator[results.Row]:
+        ran.append(work)
+        if work.criterion == "taylor":
+            raise RuntimeError("the device lacks something")
+        if work.criterion == "cosine":
+            yield {**work.settings(subject, "", None), "refused": "no direction"}
+            return
+        yield from ({**work.settings(subject, scope, budget), "straight": 0.5} for scope, budget in wanted)
+
+    monkeypatch.setattr(criteria, "run", run)
+    given, only, made = subjects.Setting(tmp_path), ["magnitude", "taylor", "cosine"], {"commit": "abc1234", "machine": "a machine"}
+    fill = lambda one, until=float("inf"), fresh=False: criteria.fill(
+        [one], given, criteria.Kept(tmp_path / "rows.json", made, fresh), only, until
+    )
+    assert fill(subject(), 0.0) == (6, 0) and not ran
+    assert fill(subject()) == (0, 2) and len(ran) == 6
+    assert fill(subject()) == (0, 2) and len(ran) == 8  # only what failed
+    rows = results.read(tmp_path / "rows.json")
+    assert fill(dataclasses.replace(subject(), images=64))[1] == 2 and len(ran) == 14
+    again = results.read(tmp_path / "rows.json")
+    assert len(again) == len(rows) and {row["images"] for row in again if "budget" in row} == {64}
+
+
+def test_the_page_of_criteria_marks_the_best_three_and_says_what_is_cheap_and_as_good() -> None:
+    rows: list[results.Row] = [{"model": "resnet20", "structure": "dense", "straight": 0.9, "test": 100}]
+    for criterion, seconds, repaired in (
+        ("fisher", 1.0, 0.88),
+        ("gate", 1.2, 0.878),
+        ("magnitude", 0.01, 0.6),
+        ("taylor", 1.0, 0.7),
+        ("grasp", 4.0, 0.1),
+    ):
+        rows += [criteria_row("resnet20", "channels", criterion, "per-mac", budget, seconds, 0.3, repaired) for budget in (0.2, 0.5)]
+    rows += [criteria_row("resnet20", "channels", "magnitude", "layer", budget, 0.01, 0.3, 0.5) for budget in (0.2, 0.5)]
+    rows += [
+        criteria_row("resnet20", "channels", "random", "per-mac", budget, 0.0, 0.1, value, seed=seed)
+        for budget in (0.2, 0.5)
+        for seed, value in enumerate((0.1, 0.2, 0.3))
+    ]
+    rows.append({**rows[1], "criterion": "entropy", "scope": "", "budget": None, "refused": "It ranks heads."})
+    page = criteria_table.page(rows)
+    body = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert [line[0] for line in body] == [
+        f"| `{name}`" for name in ("fisher", "gate", "taylor", "magnitude", "magnitude", "random", "grasp")
+    ]
+    assert [line[3].partition(" / ")[2].startswith("**") for line in body] == [True, True, True, False, False, False, False]
+    assert body[5][3] == "10.00 ± 0.0 / 20.00 ± 10.0"
+    assert "- `entropy` (ResNet-20, channels): It ranks heads." in page
+    advice = page.partition("## Advice")[2]
+    assert "`fisher` 2.00, `gate` 2.20, `taylor` 20.00" in advice and "Nothing cheaper comes within 0.5 points of it" in advice
+    assert "Of those that cost next to nothing, `magnitude` is the best: 30.00." in advice
+    assert "No better than random: `grasp`." in advice
+    assert "per-mac is better in 1 of 1 (+10.00 points, the median)" in advice
+
+
+def test_without_any_data_the_comparison_says_why_each_network_is_left_out(tmp_path: Path) -> None:
+    words = [sys.executable, str(BENCHMARKS / "criteria.py"), "--data", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert [line.partition(" is left out: There is no folder")[0] for line in done.stderr.splitlines()] == list(subjects.SUBJECTS)
+
+
+def test_the_keyword_net_and_the_encoder_have_as_many_parameters_as_published() -> None:
+    assert sum(value.numel() for value in nets.dscnn().parameters()) == 22_604
+    with torch.device("meta"):
+        assert sum(value.numel() for value in minilm.Similarity().parameters()) == 22_565_376
+
+
+def test_padding_changes_no_similarity_and_every_head_is_a_unit() -> None:
+    torch.manual_seed(0)
+    model = minilm.Similarity(words=20, width=8, heads=2, inner=6, layers=2).eval().double()
+    tokens, mask = minilm.padded([[1, 2, 3], [4, 5]])
+    wider = torch.nn.functional.pad(tokens, (0, 3)), torch.nn.functional.pad(mask, (0, 3))
+    torch.testing.assert_close(model(tokens, mask), model(*wider))
+    heads, inner = (sc.channels(model, (tokens, mask), exact=True, units=(kind,)) for kind in ("head", "channel"))
+    assert [group.size for group in heads.groups.values()] == [2, 2] and [group.size for group in inner.groups.values()] == [6, 6]
+
+
+def test_the_correlation_of_ranks_shares_ranks_among_equals() -> None:
+    assert minilm.spearman(torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 4, 9, 16])) == pytest.approx(1)
+    assert minilm.ranks(torch.tensor([5.0, 1, 5, 0]).numpy()).tolist() == [3.5, 2, 3.5, 1]
+    assert minilm.spearman(torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 3, 2])) == pytest.approx(0.5)
