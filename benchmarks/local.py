@@ -221,13 +221,14 @@ def section(rows: list[results.Row] | None = None) -> str:
         "## Local sensitivity: who is protected?",
         "Measured by `python benchmarks/local.py`; raw rows in `benchmarks/results/local.json`. Removed are these shares of the MACs: "
         f"{shares} (inner channels of the residual nets, all channels of the keyword net), ranked by scores per MAC; batch norms are "
-        f"re-estimated, no weight is trained or repaired. Means over {seeds} calibration samples of {rows[0]['images']} images (keyword net: "
-        f"{CLIPS[0]:,} clips, or {CLIPS[1]:,} held out), tested on the first 5,000 test images (keyword net: 2,390 clips); held-out "
+        f"re-estimated, no weight is trained or repaired. Means over {seeds} calibration samples of {rows[0]['images']} images (keyword "
+        f"net: {CLIPS[0]:,} clips, or {CLIPS[1]:,} held out), tested on the first 5,000 test images (keyword net: 2,390 clips); held-out "
         f"images are of the other 5,000. Machine: {'; '.join(where)}.",
         "Each cell: top-1 (worst class), then the difference to global sensitivity alone: the gate Fisher E[g²] over all images, one shot. "
-        "*g* is the gradient of a sample's gate (g²: `fisher_sample`, |g|: `taylor_sample`); *global*: its mean over all samples; the others "
-        "merge the classes' normalised scores: mean, maximum, root mean square (`local=\"rms\"`), and the mean weighted by exp(10 x accuracy a class has lost so far on "
-        "held-out images). *Steps*: the MACs leave in equal parts, each measured anew on the pruned, re-estimated net.",
+        "*g* is the gradient of a sample's gate (g²: `fisher_sample`, |g|: `taylor_sample`); *global*: its mean over all samples; the "
+        "others merge the classes' normalised scores: mean, maximum, root mean square (`local=\"rms\"`), and *lost*, the mean weighted by "
+        "exp(10 x accuracy a class has lost so far on held-out images). *Steps*: the MACs leave in equal parts, each measured anew on the "
+        "pruned, re-estimated net.",
         results.table(("way", *nets), lines),
         verdict(found, nets),
     ])  # fmt: skip

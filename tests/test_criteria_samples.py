@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur import tree
 from secateur.contexts import by_sample
 from secateur.criteria import CRITERIA
-from secateur.sensitivity import measure
+from secateur.measure import measure
 from secateur.structure import Structure, channels, layers, weights
 from secateur.task import Task
 from secateur.tree import Scores
