@@ -78,3 +78,39 @@ def test_a_model_without_a_prunable_unit_is_refused():
     model = nn.Linear(4, 3)
     with pytest.raises(sc.NothingToPrune, match="no unit"):
         sc.prune(model, torch.randn(2, 4), [(torch.randn(2, 4), torch.tensor([0, 1]))], F.cross_entropy, amount=0.5)
+
+
+def test_budgets_that_run_the_model_are_made_by_name():
+    model, data = residual(), batches()
+    given = {"model": model, "example": data[0][0], "data": data, "loss": F.cross_entropy}
+    one = sc.prune(**given, amount=0.3, of="activations").plan
+    assert one.cost["activations"][1] <= 0.7 * one.cost["activations"][0] and one.made["of"] == "activations"
+    both = sc.prune(**given, amount={"macs": 0.2, "activations": 0.1}, scope="per-mac", least=2).plan
+    assert all(both.cost[of][1] <= (1 - share) * both.cost[of][0] for of, share in (("macs", 0.2), ("activations", 0.1)))
+    assert all(int(mask.sum()) >= 2 for mask in both.keep.values())
+    limit = 0.9 * one.cost["activations"][0]
+    mixed = sc.prune(**given, amount=0.25, of="macs", budget={"activations": limit, "bytes": "1 MB"}).plan
+    assert mixed.cost["activations"][1] <= limit and mixed.cost["macs"][1] <= 0.75 * mixed.cost["macs"][0]
+    assert mixed.made["amount"] == {"macs": 0.25}
+
+
+@pytest.mark.parametrize("drop", [0.0, 30.0, 100.0])
+def test_as_much_is_removed_as_the_drop_allows(drop: float):
+    model, data = residual(), batches()
+    held = [(inputs, model(inputs).argmax(1).detach()) for inputs, _ in batches(2)]  # what the dense model says, so that it is right
+    pruned = sc.prune(model, data[0][0], data, F.cross_entropy, drop=drop, validation=held, of="macs")
+    made = pruned.plan.made
+    assert made["dense"] == 1.0 and made["reached"] >= 1 - drop / 100
+    assert sc.evaluate(pruned.model, held, ["top1"])["top1"] == made["reached"]
+    assert len(made["trials"]) == 7 and [made["amount"], made["reached"]] in [*made["trials"], [0.0, 1.0]]
+    failed = [amount for amount, value in made["trials"] if value is None or value < 1 - drop / 100]
+    assert all(amount > made["amount"] for amount in failed)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"drop": 1.0}, {"drop": 1.0, "validation": [], "amount": 0.5}, {"drop": 1.0, "validation": [], "budget": "1 MB"}]
+)
+def test_a_drop_needs_held_out_data_and_no_other_target(wrong: dict[str, object]):
+    model, data = residual(), batches()
+    with pytest.raises(sc.BadInput, match="drop= finds the amount itself"):
+        sc.prune(model, data[0][0], data, F.cross_entropy, **wrong)

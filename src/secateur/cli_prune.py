@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from .api import repaired
+from .api import quality, repaired
+from .budget import Amount
 from .cli_asked import Asked, Given, check, read, settings
 from .cli_explain import files_of
+from .cost import Cost
+from .drop import largest_within
 from .errors import Unreadable
 from .evaluate import compare
 from .files import load, read_plan, save, write_text_atomic
@@ -73,11 +77,16 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
     """Measure, select, shrink, repair, fine-tune."""
     sensitivity = measured(asked, given, bar("measuring"))
     scores = merge(sensitivity, asked.local)
-    plan = select(
-        scores, given.structure, asked.amount, asked.of, asked.scope, asked.threshold, asked.multiple,
-        criterion=sensitivity.criterion, contexts=asked.contexts, local=asked.local, samples=sensitivity.samples, exact=asked.exact,
-        units=asked.kinds, as_graph=asked.as_graph,
-    )  # fmt: skip
+    least, most, keep = asked.limits
+
+    def plan_at(amount: Amount | None) -> Plan:
+        return select(
+            scores, given.structure, amount, given.of, asked.scope, asked.threshold, asked.multiple, budget=asked.budget, least=least,
+            most=most, keep=keep, criterion=sensitivity.criterion, contexts=asked.contexts, local=asked.local, samples=sensitivity.samples,
+            exact=asked.exact, units=asked.kinds, as_graph=asked.as_graph,
+        )  # fmt: skip
+
+    plan = plan_at(given.amount) if asked.drop is None else within_drop(asked, given, plan_at, bar("finding the amount"))
     now = shrink(given.model, plan)
     models = {"dense": given.dense, "pruned": now}
     if asked.repair != "none":
@@ -87,6 +96,20 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
     if asked.tune:
         models["tuned"], history = tuned(asked, given, now, None, bar("fine-tuning"))
     return Found(models, plan, sensitivity, scores, history)
+
+
+def within_drop(asked: Asked, given: Given, plan_at: Callable[[Amount | None], Plan], tell: Tell) -> Plan:
+    """The plan of the largest amount that costs at most --drop points of accuracy on the validation split, repaired but not tuned."""
+    assert asked.drop is not None
+
+    def accuracy(plan: Plan) -> float:
+        now = shrink(given.model, plan)
+        repair = None if asked.repair == "none" else asked.repair
+        return quality(repaired(now, given.model, given.measuring(asked), plan, repair), given.splits.validation, "top1")
+
+    dense = quality(given.model, given.splits.validation, "top1")
+    largest = largest_within(plan_at, accuracy, dense, asked.drop, progress=tell)
+    return largest.made.note(**largest.said(asked.drop, "top1"))
 
 
 def measured(asked: Asked, given: Given, tell: Tell) -> Sensitivity:
@@ -99,10 +122,12 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
     """Round by round, each fine-tuned; after a kill, from the last finished round and epoch."""
     assert asked.amount is not None
     first, last, history = None, None, claim_rounds(asked)
+    least, most, keep = asked.limits
     for step in rounds(
         given.dense, given.example, given.measuring(asked), given.loss, amount=asked.amount, steps=asked.steps, schedule=asked.schedule,
         structure=asked.structure, criterion=criterion_of(asked.criterion), contexts=asked.contexts, local=asked.local, of=asked.of,
-        scope=asked.scope, multiple=asked.multiple, exact=asked.exact, units=asked.kinds, as_graph=asked.as_graph,
+        scope=asked.scope, multiple=asked.multiple, least=least, most=most, keep=keep, exact=asked.exact, units=asked.kinds,
+        as_graph=asked.as_graph,
         repair=None if asked.repair == "none" else asked.repair,
         checkpoint=asked.rounds, seed=asked.seed, progress=bar("measuring, round by round"),
     ):  # fmt: skip
@@ -177,7 +202,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
         label = asked.criterion + (f", local {asked.local:g}" if asked.local else "")
         curve = curve_of(
             given.model, First(given.splits.validation, asked.curve), {label: found.scores}, given.measuring(asked), given.loss,
-            given.structure, asked.of, asked.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),
+            given.structure, one_cost(asked, given), asked.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),
         )  # fmt: skip
     bar("comparing on the test split")
     table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
@@ -188,6 +213,11 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
         title=f"{asked.model}, pruned", machine=machine(), notes=notes, by_rounds=asked.gradual,
         scoped=lambda values: ranked(values, all_kept(given.structure), asked.scope, given.structure),
     )  # fmt: skip
+
+
+def one_cost(asked: Asked, given: Given) -> str | Cost:
+    """The cost that the curve's amounts are of: --of."""
+    return given.of.get(asked.of, asked.of) if isinstance(given.of, Mapping) else given.of
 
 
 def nearly_empty(plan: Plan) -> list[str]:

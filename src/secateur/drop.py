@@ -25,6 +25,11 @@ class Largest(Generic[T]):
     dense: float
     trials: tuple[tuple[float, float | None], ...]
 
+    def said(self, drop: float, metric: str) -> dict[str, object]:
+        """What a plan remembers of it, as JSON values."""
+        trials = [[amount, value] for amount, value in self.trials]
+        return {"drop": drop, "metric": metric, "dense": self.dense, "reached": self.value, "trials": trials}
+
 
 def largest_within(
     make: Callable[[float], T],
@@ -40,8 +45,7 @@ def largest_within(
     evaluations; quality need not fall with every step, and what is found is an amount within the drop next to one that is not, on that
     grid. Nothing is removed (amount 0) where no amount on the way stays within it. Raises BadInput for a drop that is no number of points.
     """
-    if isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop <= 100:
-        raise BadInput(f"drop= is a number of points (hundredths of the metric) in 0..100, but it is {drop!r}. Try drop=0.5.")
+    points(drop)
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise BadInput(f"trials= must be a whole number of at least 1, but it is {trials!r}. Try trials={TRIALS}.")
     floor = dense - drop / 100
@@ -67,3 +71,9 @@ def largest_within(
         progress(trials, trials)
     made, amount, value = best if best is not None else (make(0.0), 0.0, dense)
     return Largest(made, amount, value, dense, tuple(tried))
+
+
+def points(drop: object) -> None:
+    """Raises BadInput for what is no number of points."""
+    if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop <= 100):
+        raise BadInput(f"drop= is a number of points (hundredths of the metric) in 0..100, but it is {drop!r}. Try drop=0.5.")

@@ -19,7 +19,7 @@ def floors(groups: Mapping[str, Group], least: Limit = 1, most: Limit = 1.0, kee
     """For every group the number of its units that have to stay.
 
     least: a whole number of units that stay, or a share of them (0.1; 1.0 is all); by a mapping from names or patterns ("layer1.*"), of
-        which the first that matches a group holds for it.
+        which the group's own name, or else the first pattern that matches it, holds for it.
     most: the same for what may leave.
     keep: names or patterns of the groups that stay whole.
     Raises BadInput for a pattern that no group matches, naming some that there are.
@@ -44,7 +44,7 @@ def matches(name: str, pattern: str) -> bool:
 def of_group(name: str, limit: Limit, otherwise: float) -> float:
     if not isinstance(limit, Mapping):
         return limit
-    return next((value for pattern, value in limit.items() if matches(name, pattern)), otherwise)
+    return limit[name] if name in limit else next((value for pattern, value in limit.items() if matches(name, pattern)), otherwise)
 
 
 def number(value: object, size: int, what: str, up: bool) -> int:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cost import Cost
 from .criteria import CRITERIA, Criterion
 from .epochs import samples_of
 from .errors import BadInput, BudgetUnreachable
@@ -145,7 +146,7 @@ def curve_of(
     train: Iterable[object],
     loss: Loss,
     structure: Structure,
-    of: str,
+    of: str | Cost,
     scope: str,
     metrics: Metrics = ("top1", "worst_class"),
     seed: int = 0,

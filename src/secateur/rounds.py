@@ -18,11 +18,13 @@ from .cost import cost
 from .criteria import Criterion
 from .errors import BadInput, Unreadable
 from .files import load, read_plan, save
+from .floors import Limit, floors
 from .measure import measure
 from .optimizers import rebind
 from .plan import Plan
 from .schedule import SCHEDULES, Schedule
-from .select import plan_of, select
+from .scope import Scope
+from .select import plain, plan_of, select
 from .sensitivity import Sensitivity, merge
 from .structure import Channels, Structure, all_kept
 from .structure import as_graph as graph
@@ -77,8 +79,11 @@ def rounds(
     contexts: str = "batch",
     local: float = 0.0,
     of: str = "units",
-    scope: str = "global",
+    scope: str | Scope = "global",
     multiple: int = 1,
+    least: Limit = 1,
+    most: Limit = 1.0,
+    keep: Collection[str] = (),
     exact: bool = False,
     units: Collection[str] | None = None,
     as_graph: bool = False,
@@ -100,32 +105,34 @@ def rounds(
     final = fraction(amount)
     settings = {
         "amount": amount, "steps": steps, "schedule": name_of(schedule), "structure": structure, "criterion": name_of(criterion),
-        "contexts": contexts, "local": local, "of": of, "scope": scope, "multiple": multiple, "exact": exact,
+        "contexts": contexts, "local": local, "of": of, "scope": name_of(scope), "multiple": multiple, "exact": exact,
+        "least": plain(least), "most": plain(most), "keep": sorted([keep] if isinstance(keep, str) else keep),
         "units": None if units is None else sorted(units), "as_graph": as_graph, "repair": repair, "seed": seed,
     }  # fmt: skip
     given = model  # its optimizer is the user's, and its parameters have the graph's names
     model = graph(model, example) if as_graph else model
     dense = structure_of(model, example, structure, exact, units)
     nothing = {name: torch.zeros(group.shape) for name, group in dense.groups.items()}
-    select(nothing, dense, final, of, scope, multiple=multiple)  # what is out of reach in the end is so before the first round
+    stay = floors(dense.groups, least, most, keep)
+    select(nothing, dense, final, of, multiple=multiple, least=stay)  # what is out of reach in the end is so before the first round
     now, done = resumed(model, checkpoint, settings, dense.digest)
     found: Structure = dense if done == 0 else after(now, example, structure, exact, units, dense)
-    keep = all_kept(dense) if done == 0 or checkpoint is None else kept_units(dense, read_plan(round_folder(checkpoint, done)), now)
+    there = all_kept(dense) if done == 0 or checkpoint is None else kept_units(dense, read_plan(round_folder(checkpoint, done)), now)
     for number in range(done + 1, steps + 1):
         gone = final * shares[number - 1]
         sensitivity = measure(Task(now, data, loss, seed), found, criterion, contexts, progress=progress)
         scores = merge(sensitivity, local)
         made: dict[str, object] = {**settings, "round": number, "samples": sensitivity.samples, "final": amount, "amount": gone}
         if structure == "weights":
-            whole = cut = select(scores, found, gone, of, scope, multiple=multiple, within=keep).note(**made)
-            keep = whole.keep
+            whole = cut = select(scores, found, gone, of, scope, multiple=multiple, within=there, least=stay).note(**made)
+            there = whole.keep
         else:
-            cut = select(scores, found, still(gone, of, dense, keep, found), of, scope, multiple=multiple)
-            keep = composed(dense, keep, cut)
-            whole = plan_of(dense, keep, {**made, "cut": cut.made["cut"], "threshold": None})
+            cut = select(scores, found, still(gone, of, dense, there, found), of, scope, multiple=multiple, least=left(stay, found))
+            there = composed(dense, there, cut)
+            whole = plan_of(dense, there, {**made, "cut": cut.made["cut"], "threshold": None})
         small = repaired(shrink(now, cut), now, data, cut, repair)
         before, now = now, small
-        reached = 1 - cost(dense, keep, of) / cost(dense, all_kept(dense), of)
+        reached = 1 - cost(dense, there, of) / cost(dense, all_kept(dense), of)
         yield Round(number, steps, reached, now, whole, cut, sensitivity, given if before is model else before, given)
         if checkpoint is not None:
             save(round_folder(checkpoint, number), now, whole, force=True, extra={"settings.json": json.dumps(settings)})
@@ -146,6 +153,11 @@ def shares_of(schedule: str | Schedule, steps: int) -> Iterator[float]:
             raise BadInput(f"The schedule gives {share} at {number / steps:.2f}. It must rise from 0 to 1 and end at 1.")
         last = share
         yield share
+
+
+def left(stay: dict[str, int], units: Structure) -> dict[str, int]:
+    """What has to stay of the groups that the smaller model has."""
+    return {name: number for name, number in stay.items() if name in units.groups}
 
 
 def name_of(value: str | Callable[..., object]) -> str:
