@@ -45,7 +45,7 @@ CHANCE = ("random", "hessian", "hutch++", "output_kl", "output_mse", "output_fea
 SEEDS = 3
 ALIKE = {"l1": "magnitude", "lp": "magnitude", "needed": "snr"}  # of a single connection they rank the same
 FEWER = {  # criterion, of which structure ("" for all) -> the most samples, of those that cost many passes, or work as hard
-    ("obs", ""): 128, ("hrank", ""): 128, ("hutch++", ""): 256, ("snr", ""): 256, ("needed", ""): 256, ("gate", "connections"): 256,
+    ("obs", ""): 128, ("hrank", ""): 128, ("hutch++", ""): 256, ("snr", ""): 256, ("needed", ""): 256,
 }  # fmt: skip
 FEWER_SENTENCES = {"hutch++": 32, "hessian": 32}  # of MiniLM, on a processor
 LEFT_OUT = {("minilm", "obs"): "It holds 64 copies of all weights in float64, 12 GB of this network: not run."}
@@ -96,7 +96,7 @@ def works(subjects: list[Subject], only: list[str]) -> list[Work]:
         for criterion in (only or names())
         if (seed == 0 or criterion in CHANCE) and not (structure == "connections" and criterion in ALIKE)
     ]
-    slow = {criterion for criterion, _ in FEWER} - {"gate"}
+    slow = {criterion for criterion, _ in FEWER}
     return sorted(found, key=lambda work: (work.seed, work.criterion in slow, work.criterion not in ("random", "magnitude")))
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from .activations import Activations
 from .budget import Amount, Budget, Of, absolute
+from .contexts import Keys
 from .cost import Cost, named
 from .criteria import Criterion
 from .drop import largest_within
@@ -56,7 +57,7 @@ def prune(
     *,
     structure: str | Structure = "channels",
     criterion: str | Criterion = "taylor",
-    contexts: str = "batch",
+    contexts: str | Keys = "batch",
     local: float = 0.0,
     amount: Amount | None = None,
     of: Of = "units",
@@ -82,7 +83,8 @@ def prune(
     example: a tensor, a tuple of arguments or a dict of keyword arguments that the model runs on.
     data: batches to measure on, (inputs, targets) or dicts; loss: `loss(outputs, targets)`, one number or one per sample.
     structure: "channels" or "layers" (really smaller), "weights" (zeros at the old size), or a Structure made before.
-    criterion, contexts: how importance is measured, and on which pieces of the data ("batch", "sample", "class").
+    criterion, contexts: how importance is measured, and on which pieces of the data: "batch", "sample", "class", or a function
+        batch -> keys, as in `measure`.
     local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global.
     amount, of: the fraction to remove of "units", "parameters", "macs", "bytes", "activations" (at their peak, on the example) or "latency"
         (milliseconds on this machine, of the example); or a fraction of each of several: {"macs": 0.5, "latency": 0.2}.
@@ -107,8 +109,8 @@ def prune(
     def at(amount: Amount | None) -> Pruned:
         plan = select(
             scores, found, amount, of, scope, threshold, multiple, budget=budget, least=least, most=most, keep=keep,
-            criterion=sensitivity.criterion, contexts=contexts, local=local, samples=sensitivity.samples, repair=repair, exact=exact,
-            as_graph=as_graph, seed=seed,
+            criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=local, samples=sensitivity.samples, repair=repair,
+            exact=exact, as_graph=as_graph, seed=seed,
         )  # fmt: skip
         return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, found, sensitivity, scores)
 

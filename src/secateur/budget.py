@@ -81,9 +81,8 @@ def targets(amount: Amount | None, budget: Budget | None, of: Of, structure: Str
 def absolute(budget: Budget | None) -> dict[str, float]:
     """ "7 MB" and {"bytes": "7 MB"} -> {"bytes": 7e6}; also "macs=30 M, 5 ms". Raises BadInput for what is no quantity."""
     if isinstance(budget, str):
-        parts = [part for part in re.split(r"[;,](?!\d{3}\b)", budget) if part.strip()]
         pairs: list[tuple[str | None, float | str]] = [
-            (name.strip(), value) if sign else (None, name) for name, sign, value in (part.partition("=") for part in parts)
+            (name.strip(), value) if sign else (None, name) for name, sign, value in (part.partition("=") for part in parts_of(budget))
         ]
     else:
         pairs = [*(budget or {}).items()]
@@ -96,6 +95,11 @@ def absolute(budget: Budget | None) -> dict[str, float]:
             raise BadInput(f"The budget {value!r} does not say of what. Write bytes, parameters, MACs or ms: '7 MB', 'macs=30 M', '5 ms'.")
         meant[where] = number
     return meant
+
+
+def parts_of(budget: str) -> list[str]:
+    """At every comma that stands in no number."""
+    return [part for part in re.split(r"[;,](?!\d{3}\b)", budget) if part.strip()]
 
 
 def quantity(value: float | str) -> tuple[str | None, float]:

@@ -10,19 +10,21 @@ from pathlib import Path
 from torch import nn
 
 from .api import RUN, STRUCTURES, structure_of, with_run
-from .budget import Amount, Of, absolute, fraction
-from .contexts import CONTEXTS
+from .budget import Amount, Of, absolute, fraction, parts_of
+from .cli_measure import contexts_of
 from .cost import COSTS
 from .drop import points
 from .errors import BadInput
 from .files import check_writable
-from .floors import Limit
+from .floors import Limit, floors
 from .frontends.batches import Batches, Splits
 from .frontends.data import data_of
 from .journey import First, Metrics, at_least, criterion_of, example_in, loss_of, metrics_for, model_of, one_of, seed_in_range
 from .schedule import SCHEDULES
 from .scope import SCOPES
 from .select import finite
+from .sensitivity import Sensitivity
+from .sensitivity_file import read_sensitivity
 from .structure import Structure, as_graph
 from .structure.channels import ALL_KINDS
 from .task import Loss
@@ -66,6 +68,8 @@ class Asked:
     least: str = "1"
     most: str = "1.0"
     keep: str = ""
+    sensitivity: Path | None = None
+    enough: float | None = None
 
     @property
     def gradual(self) -> bool:
@@ -74,6 +78,22 @@ class Asked:
     @property
     def kinds(self) -> list[str] | None:
         return kinds_of(self.units, self.structure)
+
+    @property
+    def goals(self) -> tuple[Amount | None, str | None]:
+        """The shares that go, and the most that may be left: in --budget a number up to 1 without a unit is a share ("macs=0.5, 7 MB")."""
+        shares, rest = {}, []
+        for part in parts_of(self.budget or ""):
+            name, sign, value = part.partition("=")
+            if sign and (number := share_of(value)) is not None:
+                shares[one_of(name.strip(), (*COSTS, *RUN), "cost")] = number
+            else:
+                rest.append(part)
+        budget = ";".join(rest) or None
+        absolute(budget)
+        if not shares:
+            return self.amount, budget
+        return shares if self.amount is None else {self.of: self.amount, **shares}, budget
 
     @property
     def limits(self) -> tuple[Limit, Limit, tuple[str, ...]]:
@@ -101,6 +121,7 @@ class Given:
     metrics: Metrics
     amount: Amount | None = None
     of: Of = "units"
+    budget: str | None = None
 
     def measuring(self, asked: Asked) -> Iterable[object]:
         return First(self.splits.train, asked.samples)
@@ -113,7 +134,7 @@ class Given:
 def check(asked: Asked) -> None:
     """What can be refused before anything is computed."""
     one_of(asked.structure, STRUCTURES, "structure")
-    one_of(asked.contexts, CONTEXTS, "context")
+    contexts_of(asked.contexts)
     one_of(asked.of, (*COSTS, *RUN), "cost")
     one_of(asked.scope, SCOPES, "scope")
     one_of(asked.schedule, SCHEDULES, "schedule")
@@ -129,20 +150,25 @@ def check(asked: Asked) -> None:
         finite(asked.threshold)
     if asked.amount is not None:
         fraction(asked.amount)
-    absolute(asked.budget)
+    assert asked.goals
     points(asked.drop)
     assert asked.limits
     if asked.gradual and (asked.amount is None or asked.budget is not None):
         raise BadInput("A gradual schedule rises to an amount, not to a threshold, budget or drop. Give --amount, or --schedule one-shot.")
     if asked.gradual and asked.of in RUN:
         raise BadInput(f"A gradual schedule counts {', '.join(COSTS)}. Give one of them with --of, or --schedule one-shot.")
+    for option, given in (("sensitivity", asked.sensitivity), ("enough", asked.enough)):
+        if asked.gradual and given is not None:
+            raise BadInput(f"A gradual schedule measures anew in every round. Leave --{option} out, or give --schedule one-shot.")
+    if asked.sensitivity is not None:
+        check_measured(asked, read_sensitivity(asked.sensitivity))
     for name, value in (("multiple", asked.multiple), ("steps", asked.steps), ("samples", asked.samples), ("batch", asked.batch)):
         at_least(name, value, 1)
     for name, value in (("tune", asked.tune), ("curve", asked.curve)):
         at_least(name, value, 0)
     seed_in_range(asked.seed)
-    for name, share in (("local", asked.local), ("distill", asked.distill)):
-        if not 0 <= share <= 1:
+    for name, share in (("local", asked.local), ("distill", asked.distill), ("enough", asked.enough)):
+        if share is not None and not 0 <= share <= 1:
             raise BadInput(f"--{name} must lie in 0..1, but it is {share}.")
     if not 0 < asked.lr < float("inf"):
         raise BadInput(f"--lr must be a positive number, but it is {asked.lr}. Try --lr 1e-3.")
@@ -150,6 +176,20 @@ def check(asked: Asked) -> None:
     check_writable(asked.out, asked.force)
     if asked.gradual:
         check_rounds(asked)
+
+
+def check_measured(asked: Asked, sensitivity: Sensitivity) -> None:
+    """Raises BadInput where the options ask for another measurement than the one in the file."""
+    for option, asked_for, usual, found in (
+        ("criterion", asked.criterion, "taylor", sensitivity.criterion),
+        ("contexts", asked.contexts, "batch", sensitivity.contexts),
+        ("enough", asked.enough, None, None),
+    ):
+        if asked_for not in (usual, found) and str(asked_for).rpartition(":")[2] != found:
+            raise BadInput(
+                f"--{option} {asked_for} asks for a measurement, but {asked.sensitivity} is one (by {sensitivity.criterion}, "
+                f"{sensitivity.contexts}). Leave out one of the two."
+            )
 
 
 def limit_of(text: str, option: str) -> Limit:
@@ -167,6 +207,15 @@ def limit_of(text: str, option: str) -> Limit:
     return {name.strip(): one(value) for name, _, value in pairs}
 
 
+def share_of(text: str) -> float | None:
+    """ "0.5"; None for what is no plain number up to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 <= number <= 1 else None
+
+
 def kinds_of(text: str | None, structure: str) -> list[str] | None:
     """The kinds of units that "head,hidden-state" names, and None without a text. Raises BadInput."""
     if text is None:
@@ -182,8 +231,10 @@ def read(asked: Asked) -> Given:
     example = example_in(splits.train, asked.example)
     model = as_graph(dense, example) if asked.as_graph else dense
     structure = structure_of(model, example, asked.structure, asked.exact, asked.kinds)
-    amount, of = with_run(model, example, asked.amount, asked.of, asked.budget)
-    return Given(dense, model, splits, loss, example, structure, metrics_for(model, splits.validation, loss), amount, of)
+    floors(structure.groups, *asked.limits)  # names that no group has are told before anything is measured
+    share, budget = asked.goals
+    amount, of = with_run(model, example, share, asked.of, budget)
+    return Given(dense, model, splits, loss, example, structure, metrics_for(model, splits.validation, loss), amount, of, budget)
 
 
 def settings(asked: Asked) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .api import structure_of
+from .cli_measure import of_model
 from .curves import AMOUNTS, Curves, curves
 from .errors import BadInput, Unreadable
 from .folders import write_text_atomic
@@ -13,9 +14,8 @@ from .journey import First, criterion_of, example_in, loss_of, machine, metrics_
 from .measure import measure
 from .progress import Bar
 from .report import Story, render
-from .sensitivity import Sensitivity, merge
+from .sensitivity import merge
 from .sensitivity_file import read_sensitivity
-from .structure import Structure
 from .table import Table
 from .task import Task
 
@@ -57,22 +57,6 @@ def curves_into(
     story = Story(title, Table({}, {}), machine=machine(), layer_curves=stored(made), notes=(f"Curves are on {data}'s validation split.",))
     write_text_atomic(page, render(story))
     return made, page
-
-
-def of_model(sensitivity: Sensitivity, structure: Structure, file: Path) -> Sensitivity:
-    """Raises BadInput where the file is of another model, or of other units of it."""
-    again = f"Measure again: secateur measure ... --out {file}"
-    if sensitivity.digest and sensitivity.digest != structure.digest:
-        raise BadInput(f"{file} was measured on other weights than those of this model. {again}")
-    for name in [*structure.groups, *sensitivity.global_]:
-        now = structure.groups[name].shape if name in structure.groups else None
-        then = tuple(sensitivity.global_[name].shape) if name in sensitivity.global_ else None
-        if now != then:
-            raise BadInput(
-                f"{file} has {then or 'no units'} in the group {name}, but this model's structure has {now or 'none'}. "
-                f"Give the same --structure, --units and --exact, or measure again: secateur measure ... --out {file}"
-            )
-    return sensitivity
 
 
 def amounts_of(text: str | None) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""`secateur measure`: what it is asked for beside names, what it shows while it runs, and what it says of the result."""
+"""`secateur measure`: what it is asked for beside names, what it shows while it runs, what it says of the result, and its file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .errors import BadInput
 from .frontends.models import function_of
 from .progress import Tell
 from .sensitivity import Sensitivity
+from .structure import Structure
 
 NAMED = 2  # groups at either end of the early ranking
 STRONGEST = 3  # conflicts that are named
@@ -32,6 +33,22 @@ def refuse(file: Path) -> None:
     fact = "it is a folder" if file.is_dir() else "" if file.resolve().parent.is_dir() else "its folder does not exist"
     if fact:
         raise BadInput(f"{file} cannot be written: {fact}. Name another file.")
+
+
+def of_model(sensitivity: Sensitivity, structure: Structure, file: Path) -> Sensitivity:
+    """Raises BadInput where the file is of another model, or of other units of it."""
+    again = f"Measure again: secateur measure ... --out {file}"
+    if sensitivity.digest and sensitivity.digest != structure.digest:
+        raise BadInput(f"{file} was measured on other weights than those of this model. {again}")
+    for name in [*structure.groups, *sensitivity.global_]:
+        now = structure.groups[name].shape if name in structure.groups else None
+        then = tuple(sensitivity.global_[name].shape) if name in sensitivity.global_ else None
+        if now != then:
+            raise BadInput(
+                f"{file} has {then or 'no units'} in the group {name}, but this model's structure has {now or 'none'}. "
+                f"Give the same --structure, --units and --exact, or measure again: secateur measure ... --out {file}"
+            )
+    return sensitivity
 
 
 @dataclass

@@ -16,6 +16,7 @@ from .api import quality, repaired
 from .budget import Amount
 from .cli_asked import Asked, Given, check, read, settings
 from .cli_explain import files_of
+from .cli_measure import Early, contexts_of, of_model
 from .cost import Cost
 from .drop import largest_within
 from .errors import Unreadable
@@ -25,17 +26,18 @@ from .finetune import finetune
 from .journey import CURVE, First, criterion_of, curve_of, machine
 from .measure import measure
 from .plan import Plan
-from .progress import Bar, Tell
+from .progress import Bar, Tell, silent
 from .report import Story, render, story_of
 from .rounds import round_folder, rounds
 from .select import ranked, select
 from .sensitivity import Sensitivity, merge
-from .sensitivity_file import write_sensitivity
+from .sensitivity_file import read_sensitivity, write_sensitivity
 from .structure import all_kept
 from .surgery import shrink
 from .task import Task
 from .tree import Scores
 
+USUAL = 0.5  # the amount at which halves of the data are compared, where none is asked for
 FIRST = "Scores are of the first round, on the dense model; later rounds measured anew on the smaller one."
 
 
@@ -81,9 +83,9 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
 
     def plan_at(amount: Amount | None) -> Plan:
         return select(
-            scores, given.structure, amount, given.of, asked.scope, asked.threshold, asked.multiple, budget=asked.budget, least=least,
-            most=most, keep=keep, criterion=sensitivity.criterion, contexts=asked.contexts, local=asked.local, samples=sensitivity.samples,
-            exact=asked.exact, units=asked.kinds, as_graph=asked.as_graph,
+            scores, given.structure, amount, given.of, asked.scope, asked.threshold, asked.multiple, budget=given.budget, least=least,
+            most=most, keep=keep, criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=asked.local,
+            samples=sensitivity.samples, exact=asked.exact, units=asked.kinds, as_graph=asked.as_graph,
         )  # fmt: skip
 
     plan = plan_at(given.amount) if asked.drop is None else within_drop(asked, given, plan_at, bar("finding the amount"))
@@ -113,9 +115,14 @@ def within_drop(asked: Asked, given: Given, plan_at: Callable[[Amount | None], P
 
 
 def measured(asked: Asked, given: Given, tell: Tell) -> Sensitivity:
-    """Of the dense model."""
-    task = Task(given.model, given.measuring(asked), given.loss, asked.seed)
-    return measure(task, given.structure, criterion_of(asked.criterion), asked.contexts, progress=tell)
+    """Of the dense model, or of the file that has it."""
+    if asked.sensitivity is not None:
+        return of_model(read_sensitivity(asked.sensitivity), given.structure, asked.sensitivity)
+    task, early = Task(given.model, given.measuring(asked), given.loss, asked.seed), Early(tell, tell is silent)
+    return measure(
+        task, given.structure, criterion_of(asked.criterion), contexts_of(asked.contexts), progress=early.progress, watch=early.watch,
+        enough=asked.enough, amount=asked.amount or USUAL,
+    )  # fmt: skip
 
 
 def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
@@ -125,10 +132,9 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
     least, most, keep = asked.limits
     for step in rounds(
         given.dense, given.example, given.measuring(asked), given.loss, amount=asked.amount, steps=asked.steps, schedule=asked.schedule,
-        structure=asked.structure, criterion=criterion_of(asked.criterion), contexts=asked.contexts, local=asked.local, of=asked.of,
-        scope=asked.scope, multiple=asked.multiple, least=least, most=most, keep=keep, exact=asked.exact, units=asked.kinds,
-        as_graph=asked.as_graph,
-        repair=None if asked.repair == "none" else asked.repair,
+        structure=asked.structure, criterion=criterion_of(asked.criterion), contexts=contexts_of(asked.contexts), local=asked.local,
+        of=asked.of, scope=asked.scope, multiple=asked.multiple, least=least, most=most, keep=keep, exact=asked.exact,
+        units=asked.kinds, as_graph=asked.as_graph, repair=None if asked.repair == "none" else asked.repair,
         checkpoint=asked.rounds, seed=asked.seed, progress=bar("measuring, round by round"),
     ):  # fmt: skip
         if asked.tune:
@@ -199,7 +205,8 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     """The curve on the validation split, and the table on the test split, which nothing before this has looked at."""
     curve: dict[str, list[dict[str, float]]] = {}
     if asked.curve:
-        label = asked.criterion + (f", local {asked.local:g}" if asked.local else "")
+        label = found.sensitivity.criterion if asked.sensitivity else asked.criterion
+        label += f", local {asked.local:g}" if asked.local else ""
         curve = curve_of(
             given.model, First(given.splits.validation, asked.curve), {label: found.scores}, given.measuring(asked), given.loss,
             given.structure, one_cost(asked, given), asked.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),

@@ -16,6 +16,7 @@ from .errors import BadInput
 from .explanation import Explanation, Need, Other
 from .leaving import Coupled, Leaving, leaving
 from .plan import Plan
+from .report.story import words
 from .sensitivity import Sensitivity
 from .structure import Structure
 from .tree import Scores
@@ -158,10 +159,10 @@ def why(plan: Plan, group: str, value: float, cut: float | None, kept: bool, cou
 def how(plan: Plan) -> str:
     """The settings that the ranking and the cut come from."""
     made = plan.made
-    asked = [f"{name} {made[name]}" for name in ("amount", "budget", "threshold") if made.get(name) is not None]
-    of = f" of {made['of']}" if made.get("amount") is not None and isinstance(made.get("of"), str) else ""
+    asked = [f"{name} {words(made[name])}" for name in ("amount", "budget", "drop", "threshold") if made.get(name) is not None]
+    of = f" of {made['of']}" if isinstance(made.get("amount"), float) and isinstance(made.get("of"), str) else ""
     local = f", local {made['local']:g}" if isinstance(made.get("local"), float) and made["local"] else ""
-    return f"scope {made.get('scope', 'global')}, {', '.join(asked)}{of}{local}"
+    return f"scope {made.get('scope', 'global')}, {'; '.join(asked)}{of}{local}"
 
 
 def notes(plan: Plan, group: str, sensitivity: Sensitivity, coupled: Coupled | None) -> Iterable[str]:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from .api import Progress, repaired, structure_of
 from .budget import fraction
+from .contexts import Keys
 from .cost import cost
 from .criteria import Criterion
 from .errors import BadInput, Unreadable
@@ -76,7 +77,7 @@ def rounds(
     schedule: str | Schedule = "cubic",
     structure: str = "channels",
     criterion: str | Criterion = "taylor",
-    contexts: str = "batch",
+    contexts: str | Keys = "batch",
     local: float = 0.0,
     of: str = "units",
     scope: str | Scope = "global",
@@ -105,7 +106,7 @@ def rounds(
     final = fraction(amount)
     settings = {
         "amount": amount, "steps": steps, "schedule": name_of(schedule), "structure": structure, "criterion": name_of(criterion),
-        "contexts": contexts, "local": local, "of": of, "scope": name_of(scope), "multiple": multiple, "exact": exact,
+        "contexts": name_of(contexts), "local": local, "of": of, "scope": name_of(scope), "multiple": multiple, "exact": exact,
         "least": plain(least), "most": plain(most), "keep": sorted([keep] if isinstance(keep, str) else keep),
         "units": None if units is None else sorted(units), "as_graph": as_graph, "repair": repair, "seed": seed,
     }  # fmt: skip

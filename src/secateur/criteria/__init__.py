@@ -40,7 +40,6 @@ CRITERIA: dict[str, Criterion] = {
     "fpgm": fpgm,
     "cosine": cosine,
     "snip": snip,
-    "gate": taylor_sample,
     "gradient_activation": gradient_activation,
     "grasp": grasp,
     "movement": movement,
@@ -67,6 +66,7 @@ CRITERIA: dict[str, Criterion] = {
     "random": random,
     "fisher_sample": fisher_sample,
     "taylor_sample": taylor_sample,
+    "gate": taylor_sample,
     "fisher_diagonal": fisher_diagonal,
 }
 

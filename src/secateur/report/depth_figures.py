@@ -98,6 +98,7 @@ def layer_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> LayerCu
             return None
         change = -loss[layer][amount] if points else loss[layer][amount]
         said = f"{100 * change:+.1f}" if points else f"{change:+.3g}"
+        said = "0" if float(said) == 0 else said
         value = f"{100 * at[layer][amount]:.1f} %" if points else f"{at[layer][amount]:.4g}"
         return Fall(said.replace("-", "−"), max(0.0, loss[layer][amount]) / worst, f"{layer}: {title} {value} without {amount:.0%} of it")
 
