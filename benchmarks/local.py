@@ -93,12 +93,13 @@ def keywords(data: Path, device: str, images: int) -> Net:
     x, y = torch.from_numpy(clips["x"])[:, None], torch.from_numpy(clips["y"]).long()
     test, pool = sample(y, (len(y) - sum(CLIPS), sum(CLIPS)), 0)
     model = dscnn(data)
+    structure = sc.channels(model, x[:1])
 
     def measured(seed: int) -> tuple[Batches, Batches]:
         one, other = (pool[part] for part in sample(pool, CLIPS, seed))
         return batched(x[one], y[one], device), batched(x[other], y[other], device)
 
-    return Net(model.to(device), sc.channels(model, x[:1]), measured, batched(x[test], y[test], device, 1000), False)
+    return Net(model.to(device), structure, measured, batched(x[test], y[test], device, 1000), False)
 
 
 NETS: dict[str, Callable[[Path, str, int], Net]] = {
