@@ -14,7 +14,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ import secateur as sc
 from images import cifar10, sample
 from nets import dscnn, resnet
 from recipes import channels_of
+from secateur import tree
+from secateur.flows import gate_inputs
 from secateur.structure import all_kept
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -112,7 +114,13 @@ NETS: dict[str, Callable[[Path, str, int], Net]] = {
 # choosing -------------------------------------------------------------------------------------------------------------------------------
 
 
-CRITERIA = {0: "random", 1: "taylor_sample", 2: "fisher_sample"}  # by the power of the gate's gradient
+def squared(task: sc.Task, structure: sc.Structure) -> Iterator[dict[str, Tensor]]:
+    """The Fisher information of a unit's gate: score_u = mean over samples of <x_u, dL_s/dx_u>^2."""
+    for samples in gate_inputs(task, structure):
+        yield tree.apply(lambda value: value.square().mean(0), samples)
+
+
+CRITERIA: dict[int, str | sc.criteria.Criterion] = {0: "random", 1: "gradient_activation", 2: squared}  # by the power of the gate's gradient
 
 
 def merged(way: Way, measured: sc.Sensitivity, lost: dict[str, float]) -> Scores:
@@ -173,7 +181,8 @@ def fill(given: argparse.Namespace, rows: list[results.Row]) -> None:
         if not any(results.same(row, case) for row in rows):
             rows.append({**case, **told(net.model, net.test)})
     for seed in given.seeds:
-        for word, way in WAYS.items():
+        for word in given.ways or WAYS:
+            way = WAYS[word]
             for name, net in nets.items():
                 case = {"net": name, "way": word, "seed": seed, "images": given.images, "amount": AMOUNTS[name], **asdict(way)}
                 if any(results.same(row, case) for row in rows):
@@ -226,7 +235,7 @@ def section(rows: list[results.Row] | None = None) -> str:
         f"net: {CLIPS[0]:,} clips, or {CLIPS[1]:,} held out), tested on the first 5,000 test images (keyword net: 2,390 clips); held-out "
         f"images are of the other 5,000. Machine: {'; '.join(where)}.",
         "Each cell: top-1 (worst class), then the difference to global sensitivity alone: the gate Fisher E[g²] over all images, one shot. "
-        "*g* is the gradient of a sample's gate (g²: `fisher_sample`, |g|: `taylor_sample`); *global*: its mean over all samples; the "
+        "*g* is the gradient of a sample's gate, <x, dL/dx> (|g|: `gradient_activation`); *global*: the mean over all samples; the "
         "others merge the classes' normalised scores: mean, maximum, root mean square (`local=\"rms\"`), and *lost*, the mean weighted by "
         "exp(10 x accuracy a class has lost so far on held-out images). *Steps*: the MACs leave in equal parts, each measured anew on the "
         "pruned, re-estimated net.",
@@ -279,6 +288,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=results.DATA)
     parser.add_argument("--nets", type=lambda text: text.split(","), default=list(NETS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="WAY", help="some of them, by name: 'g², global' ...")
+    parser.add_argument("--join", nargs="+", type=Path, default=[], metavar="FILE", help="take over the rows of these files, run nothing")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2], help="0,1,2")
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--device", default="cpu")
@@ -289,7 +300,10 @@ def main() -> int:
         print(why, file=sys.stderr)
         return 2
     rows = results.read(given.store)
-    fill(given, rows)
+    if given.join:
+        rows += [row for file in given.join for row in results.read(file)]
+    else:
+        fill(given, rows)
     results.write(given.store, rows)
     print(section(rows))
     return 0
