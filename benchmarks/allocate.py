@@ -1,6 +1,6 @@
 """Ways to share one budget of MACs among the layers: scopes, and the solver over measured curves. ResNet-20 on CIFAR-10, no training.
 
-python benchmarks/allocate.py              into docs/allocate.md; the curves are kept in benchmarks/results/curves.json
+python benchmarks/allocate.py              into docs/allocate.md; the curves are kept beside its results, so a run that was stopped goes on
 python benchmarks/allocate.py --images 256 --test 500
 """
 
@@ -116,9 +116,9 @@ def page(found: results.Row) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=results.DATA, help="the folder of cifar10 and cifar10_resnet")
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--test", type=int, default=2000)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if why := results.missing(given.data):

@@ -120,7 +120,7 @@ def squared(task: sc.Task, structure: sc.Structure) -> Iterator[dict[str, Tensor
         yield tree.apply(lambda value: value.square().mean(0), samples)
 
 
-CRITERIA: dict[int, str | sc.criteria.Criterion] = {0: "random", 1: "gradient_activation", 2: squared}  # by the power of the gate's gradient
+GATES: dict[int, str | sc.criteria.Criterion] = {0: "random", 1: "gradient_activation", 2: squared}  # by the power of the gradient
 
 
 def merged(way: Way, measured: sc.Sensitivity, lost: dict[str, float]) -> Scores:
@@ -142,7 +142,7 @@ def plan_by(way: Way, net: Net, amount: float, seed: int) -> tuple[sc.Plan, nn.M
     lost: dict[str, float] = {}
     for number in range(1, way.steps + 1):
         task = sc.Task(now, chosen, F.cross_entropy, seed)
-        measured = sc.measure(task, net.structure, CRITERIA[way.power], "batch" if way.form == "global" else "class")
+        measured = sc.measure(task, net.structure, GATES[way.power], "batch" if way.form == "global" else "class")
         scores = merged(way, measured, lost)
         plan = sc.select(scores, net.structure, amount * number / way.steps, "macs", "per-mac", within=plan)
         keep = plan.keep
