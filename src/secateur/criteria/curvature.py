@@ -45,9 +45,8 @@ def hutchpp(task: Task, structure: Structure, probes: int = 6) -> Iterator[Score
         raise BadInput(f"Hutch++ spends its products on three things, so it needs 3 or more, but probes is {probes!r}. Try probes=6.")
     squared = tree.square(tree.apply(plain, task.parameters()))
     for number, (loss, leaves) in enumerate(task.losses(twice=True)):
-        chance = task.chance(number)
         with derived(number):
-            product = products(loss, leaves)
+            product, chance = products(loss, leaves), task.chance(number)
             like = plain(tree.flat(leaves))
             sketch = torch.stack([product(sign(like, chance)) for _ in range(probes // 3)], 1)
             basis, _ = torch.linalg.qr(sketch)
