@@ -2,6 +2,7 @@
 
 python benchmarks/cost.py                  everything, into docs/cost.md
 python benchmarks/cost.py --repeats 9 --images 1024
+pip install backpack-for-pytorch           for the rows of BackPACK
 """
 
 from __future__ import annotations
@@ -21,46 +22,72 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import results
 import secateur as sc
-from images import cifar10, normalised, sample, sheet
+from cost_ways import OTHERS, WAYS, Net, plain, residual, transformer
+from images import normalised, sheet
 from nets import resnet
 from secateur.memory import STEADY
 
-BATCH = 128
-FEW, MANY = 256, 2048
-TIMED = {"batch": 1.2, "class": 2.0}  # contexts -> the most it may take, in plain forward + backward
+FEW, MANY = 64, 4096
 MEMORY, IMPORT = 1.05, 0.3  # of the peak for few images; seconds
-FILLED = {"batch": BATCH, "class": 16}  # batch sizes of the memory test: of 256 images in ten classes, each class fills a batch of 16
-CRITERION = "taylor"
-
-Batches = list[tuple[Tensor, Tensor]]
-
-
-def plain(model: nn.Module, data: Batches) -> None:
-    """Forward and backward as anyone writes it, in evaluation mode."""
-    model.eval()
-    for inputs, targets in data:
-        model.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
+BESIDE = 64  # samples that others are timed on
+CLOSE = 1e-3  # of the largest number: so near must others come to be timed at all
+MEASURED = {  # contexts, structure, criterion -> batch size of the memory test: of 64 images in ten classes, each fills a batch of 4
+    "batch weights taylor": 16, "batch channels fisher_sample": 16, "batch weights fisher_diagonal": 16, "class weights taylor": 4,
+}  # fmt: skip
+STRUCTURES = {"weights": lambda model: sc.weights(model), "channels": lambda model: sc.channels(model, torch.zeros(2, 3, 32, 32))}
 
 
-def times(model: nn.Module, data: Batches, repeats: int) -> dict[str, list[dict[str, float]]]:
-    """Seconds of each way over the same batches, in turns, so that what else the machine does meets them all."""
-    structure, task = sc.weights(model), sc.Task(model, data, F.cross_entropy)
-    ways: dict[str, Callable[[], object]] = {"plain": lambda: plain(model, data)}
-    ways |= {contexts: lambda contexts=contexts: sc.measure(task, structure, CRITERION, contexts) for contexts in TIMED}  # type: ignore[misc]
+def times(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds of each way over the same batches, in turns, so that what else the machine does meets them all.
+
+    Every way has a run of plain forward and backward of its own in front of it, under the name "before".
+    """
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-    plain(model, data[:2])
-    for number in range(repeats):
+    for number in range(-1, repeats):
         for name, way in ways.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            way()
-            taken[name].append({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu})
-            print(f"{number + 1}/{repeats} {name}: {taken[name][-1]['wall']:.2f} s, {taken[name][-1]['cpu']:.2f} s of CPU", flush=True)
+            before = timed(ways["plain"]) if name != "plain" else None
+            row = timed(way)
+            if number < 0:
+                continue  # to warm up
+            taken[name].append(row | ({"before": before["wall"], "before CPU": before["cpu"]} if before else {}))
+            print(f"{number + 1}/{repeats} {name}: {row['wall']:.2f} s, {row['cpu']:.2f} s of CPU", flush=True)
     return taken
+
+
+def timed(way: Callable[[], object]) -> dict[str, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    way()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def beside(net: Net) -> dict[str, dict[str, object]]:
+    """What others take for the Fisher diagonal of the matrices and kernels, on the first samples, or why they do not."""
+    data = [(inputs[:BESIDE], targets[:BESIDE]) for inputs, targets in net.data[:1]]
+    names = [name for name, value in net.model.named_parameters() if value.dim() > 1 and ("weight" in name) and "words" not in name]
+    expected = next(iter(sc.flows.sums(sc.Task(net.model, data, F.cross_entropy), set(names))))
+    found: dict[str, dict[str, object]] = {}
+    for what, other in OTHERS.items():
+        try:
+            result = other(net.model, data, names)
+            gap = max(float((result[name] - expected[name]).abs().max() / expected[name].abs().max().clamp_min(1e-30)) for name in names)
+        except (ImportError, NotImplementedError, RuntimeError) as error:
+            found[what] = {"why": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            continue
+        if gap > CLOSE:
+            found[what] = {"why": f"it gives other numbers: {gap:.1e} of the largest apart"}
+            continue
+        rows = times({"plain": lambda: plain(net.model, data), what: lambda other=other: other(net.model, data, names)}, 3)  # type: ignore[misc]
+        found[what] = {"ratio": ratio(rows[what]), "rows": rows[what]}
+    return found
+
+
+def ratio(rows: list[dict[str, float]], kind: str = "wall") -> float:
+    """The median of the ratios to the plain run before."""
+    return statistics.median(row[kind] / row["before" if kind == "wall" else "before CPU"] for row in rows)
 
 
 class FromDisk:
@@ -75,10 +102,12 @@ class FromDisk:
             yield normalised(self.images[start : start + self.size]), self.labels[start : start + self.size]
 
 
-def child(data: Path, contexts: str, count: int) -> None:
+def child(data: Path, what: str, count: int) -> None:
     """In a process of its own: measure, then print the peak of resident bytes."""
     model = resnet(56, data)
-    sc.measure(sc.Task(model, FromDisk(data, count, FILLED[contexts]), F.cross_entropy), sc.weights(model), CRITERION, contexts)
+    contexts, structure, criterion = what.split()
+    task = sc.Task(model, FromDisk(data, count, MEASURED[what]), F.cross_entropy)
+    sc.measure(task, STRUCTURES[structure](model), criterion, contexts)
     status = Path("/proc/self/status").read_text()
     print(1024 * int(status.partition("VmHWM:")[2].split()[0]))
 
@@ -91,9 +120,9 @@ def fresh(*words: str, **environment: str) -> float:
 
 
 def peaks(data: Path) -> dict[str, dict[str, float]]:
-    """Contexts -> number of images -> peak bytes of a fresh process."""
+    """What is measured -> number of images -> peak bytes of a fresh process."""
     words = (str(Path(__file__).resolve()), "--data", str(data.resolve()), "--child")
-    return {contexts: {str(count): fresh(*words, contexts, str(count), **STEADY) for count in (FEW, MANY)} for contexts in TIMED}
+    return {what: {str(count): fresh(*words, what, str(count), **STEADY) for count in (FEW, MANY)} for what in MEASURED}
 
 
 def imports(repeats: int) -> dict[str, list[float]]:
@@ -113,57 +142,62 @@ def imports(repeats: int) -> dict[str, list[float]]:
 
 def page(found: results.Row) -> str:
     """docs/cost.md from the raw results."""
-    taken: dict[str, list[dict[str, float]]] = found["times"]  # type: ignore[assignment]
+    nets: dict[str, dict[str, object]] = found["nets"]  # type: ignore[assignment]
     memory: dict[str, dict[str, float]] = found["peaks"]  # type: ignore[assignment]
     loaded: dict[str, list[float]] = found["imports"]  # type: ignore[assignment]
-    middle = {name: {kind: statistics.median(row[kind] for row in rows) for kind in ("wall", "cpu")} for name, rows in taken.items()}
-    ratios = {name: statistics.median(a["wall"] / b["wall"] for a, b in zip(taken[name], taken["plain"])) for name in TIMED}
-    time_lines = [["plain forward + backward", f"{middle['plain']['wall']:.2f}", f"{middle['plain']['cpu']:.2f}", "1", "1", ""]]
-    time_lines += [
-        [
-            f"measure, contexts by {name}", f"{middle[name]['wall']:.2f}", f"{middle[name]['cpu']:.2f}", f"{ratios[name]:.2f}",
-            f"{middle[name]['cpu'] / middle['plain']['cpu']:.2f}", f"≤ {most:g}",
+    parts = [
+        "# What measuring costs",
+        "Written by `python benchmarks/cost.py`; the raw times are in `benchmarks/results/cost.json`.\n\n"
+        f"Commit of the library: {found['commit']}. Seed: {found['seed']}. Machine: {found['machine']}, {found['threads']} threads.",
+        "## Time\n\n`secateur.measure` over a whole pass of the data, as a multiple of plain forward and backward (evaluation mode) over the "
+        f"same batches. Each run has a plain run in front of it; the ratio is the median of {found['repeats']} such pairs. The structure is "
+        "found before.",
+    ]
+    for name, net in nets.items():
+        parts += [f"### {name}\n\n{net['about']}.", results.table(("what", "seconds", "ratio", "ratio of CPU", "target"), time_lines(net))]
+        parts += [
+            f"Beside it, what others take for the Fisher diagonal of all matrices and kernels, on {BESIDE} samples; each gives the same numbers.",
+            results.table(("what", "ratio"), [[what, row.get("why") or f"{row['ratio']:.1f}"] for what, row in net["beside"].items()]),  # type: ignore[attr-defined]
         ]
-        for name, most in TIMED.items()
+    memory_lines = [
+        [what, f"{peak[str(FEW)] / 2**20:,.0f} MiB", f"{peak[str(MANY)] / 2**20:,.0f} MiB", f"{peak[str(MANY)] / peak[str(FEW)]:.3f}", f"≤ {MEMORY:g}"]
+        for what, peak in memory.items()
     ]  # fmt: skip
-    memory_lines = []
-    for name, peak in memory.items():
-        few, many = peak[str(FEW)], peak[str(MANY)]
-        memory_lines.append(
-            [f"contexts by {name}", f"{few / 2**20:,.0f} MiB", f"{many / 2**20:,.0f} MiB", f"{many / few:.3f}", f"≤ {MEMORY:g}"]
-        )
     import_lines = [
         ["torch", f"{statistics.median(loaded['torch']):.2f}", ""],
         ["secateur, beyond torch", f"{statistics.median(loaded['secateur']):.2f}", f"≤ {IMPORT:g}"],
         ["secateur, beyond torch, seconds of CPU", f"{statistics.median(loaded['secateur, CPU']):.2f}", ""],
     ]
-    parts = [
-        "# What measuring costs",
-        "Written by `python benchmarks/cost.py`; the raw times are in `benchmarks/results/cost.json`.\n\n"
-        f"Commit of the library: {found['commit']}. Seed: {found['seed']}. Machine: {found['machine']}, {found['threads']} threads.",
-        f"## Time\n\n`secateur.measure`, criterion {CRITERION}, for every connection of ResNet-56 on {found['images']} CIFAR-10 images in "
-        f"batches of {BATCH}, beside plain forward and backward (evaluation mode) over the same batches: in turns, {len(taken['plain'])} "
-        "times. Seconds are medians; the ratio is the median of the ratios of neighbours.",
-        results.table(("what", "seconds", "seconds of CPU", "ratio", "ratio of CPU", "target"), time_lines),
-        f"## Memory\n\nPeak resident memory of a fresh process that measures the same on {FEW} and on {MANY:,} images, each batch made "
-        f"when it is asked for. Batches of {FILLED['batch']}; by class, where samples wait until their class fills a batch, of "
-        f"{FILLED['class']}, so that {FEW} images fill them. The C library is told to give back at once "
-        "what is freed (as `secateur.compare` does it).",
-        results.table(("what", f"{FEW} images", f"{MANY:,} images", "ratio", "target"), memory_lines),
+    parts += [
+        f"## Memory\n\nPeak resident memory of a fresh process that measures ResNet-56 on {FEW} and on {MANY:,} images, each batch made when "
+        "it is asked for. Batches of 16; by class, where samples wait until their class fills a batch, of 4, so that the few images fill "
+        "them. The C library is told to give back at once what is freed (as `secateur.compare` does it).",
+        results.table(("contexts, structure, criterion", f"{FEW} images", f"{MANY:,} images", "ratio", "target"), memory_lines),
         f"## Import\n\nSeconds, the median of {len(loaded['torch'])} fresh processes.",
         results.table(("import", "seconds", "target"), import_lines),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def time_lines(net: dict[str, object]) -> list[list[str]]:
+    taken: dict[str, list[dict[str, float]]] = net["times"]  # type: ignore[assignment]
+    lines = [["plain forward + backward", f"{statistics.median(row['wall'] for row in taken['plain']):.2f}", "1", "1", ""]]
+    for way in WAYS:
+        rows = taken[way.what]
+        seconds = statistics.median(row["wall"] for row in rows)
+        lines.append([way.what, f"{seconds:.2f}", f"{ratio(rows):.2f}", f"{ratio(rows, 'cpu'):.2f}", f"≤ {way.most:g}"])
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=results.DATA, help="the folder of cifar10 and cifar10_resnet")
-    parser.add_argument("--images", type=int, default=MANY)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--child", nargs=2, metavar=("CONTEXTS", "IMAGES"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("WHAT", "IMAGES"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if why := results.missing(given.data):
         print(why, file=sys.stderr)
@@ -173,14 +207,13 @@ def main() -> int:
         child(given.data, given.child[0], int(given.child[1]))
         return 0
     found: results.Row = {
-        "imports": imports(given.repeats), "peaks": peaks(given.data), "images": given.images, "seed": given.seed,
+        "imports": imports(given.repeats), "peaks": peaks(given.data), "repeats": given.repeats, "seed": given.seed,
         "threads": given.threads, "commit": results.commit(), "machine": results.machine(),
     }  # fmt: skip
-    pixels, labels = cifar10(given.data, "train")
-    index = sample(labels, (given.images,), given.seed)[0]
-    data = list(zip(pixels[index].split(BATCH), labels[index].split(BATCH)))
-    del pixels
-    found["times"] = times(resnet(56, given.data), data, given.repeats)
+    nets = {}
+    for net in (residual(given.data, given.images, 128, given.seed), transformer(given.sequences, 32, 64, given.seed)):
+        nets[net.name] = {"about": net.about, "times": times(net.ways(), given.repeats), "beside": beside(net)}
+    found["nets"] = nets
     results.write_text(results.RESULTS / "cost.json", json.dumps(found, indent=1) + "\n")
     results.write_text(results.DOCS / "cost.md", page(found))
     print(page(found))
