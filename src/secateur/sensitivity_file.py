@@ -62,7 +62,7 @@ def read_sensitivity(path: str | Path) -> Sensitivity:
             digest=str(told["model"]),
         )
     except FileNotFoundError as error:
-        raise Unreadable(f"{path} does not exist. Make it with: secateur measure ... --out {path}") from error
+        raise Unreadable(f"{path} does not exist. Make it with secateur measure ... --out {path}, or name another file.") from error
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, Unreadable):
             raise
