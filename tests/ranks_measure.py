@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from secateur import tree
 from secateur.contexts import Keys
-from secateur.criteria import CRITERIA
+from secateur.criteria import CRITERIA, IN_ORDER
 from secateur.distributed import Processes
-from secateur.errors import BadInput
+from secateur.errors import BadInput, SecateurError
 from secateur.measure import measure
 from secateur.resume import Checkpoint
 from secateur.sensitivity_file import write_sensitivity
@@ -27,18 +28,6 @@ from secateur.tree import Scores
 from toy import Hidden, batches, mlp
 
 module = import_module("secateur.measure")  # the package has a function of that name
-
-CASES = {
-    f"{criterion}-{contexts}-{count}": (criterion, contexts, count)
-    for criterion, contexts, count in [
-        *((name, "batch", 7) for name in CRITERIA),
-        *(("taylor", contexts, 37) for contexts in ("sample", "class", "key")),
-        ("hessian", "class", 5),
-        ("taylor", "batch", 1),  # fewer batches than processes
-        ("gradient", "class", 1),
-    ]
-}
-
 
 def odd_or_even(batch: tuple[Tensor, Tensor]) -> list[str]:
     return ["odd" if label % 2 else "even" for label in batch[1].tolist()]
@@ -51,6 +40,39 @@ def keys_of(contexts: str) -> str | Keys:
 def task(count: int, seed: int = 0) -> tuple[Task, Hidden]:
     model = mlp(6, 5, 4, 3)
     return Task(model, batches(count, 8, 6, 3, seed), F.cross_entropy, seed=3), Hidden(model)
+
+
+def yields(name: str) -> str:
+    """When a criterion yields: for each "batch", for each in "order", at the "end" of all, without "data"; "never" on this model."""
+    one, structure = task(3)
+    read: list[object] = []
+
+    class Read:
+        def __iter__(self) -> Iterator[object]:
+            for batch in one.data:
+                read.append(batch)
+                yield batch
+
+    try:
+        count = len(list(CRITERIA[name](replace(one, data=Read()), structure)))
+    except SecateurError:
+        return "never"
+    if CRITERIA[name] in IN_ORDER:
+        return "order"
+    return "batch" if count == 3 else "end" if read else "data"
+
+
+WHEN = {name: yields(name) for name in CRITERIA}
+CASES = {
+    f"{criterion}-{contexts}-{count}": (criterion, contexts, count)
+    for criterion, contexts, count in [
+        *((name, "batch", 7) for name, when in WHEN.items() if when in ("batch", "data")),
+        *(("taylor", contexts, 37) for contexts in ("sample", "class", "key")),
+        ("hessian", "class", 5),
+        ("taylor", "batch", 1),  # fewer batches than processes
+        ("gradient", "class", 1),
+    ]
+}
 
 
 def cases(folder: Path, rank: int) -> None:
@@ -81,6 +103,9 @@ def failures(folder: Path, rank: int) -> None:
         list(task.batches())
         yield ones(structure)
 
+    for name, when in WHEN.items():
+        if when in ("end", "order"):
+            said(lambda name=name: measure(*task(40), name))  # type: ignore[misc]
     other = mlp(6, 5, 4, 3, seed=rank)
     said(lambda: measure(*task(40), failing))
     said(lambda: measure(*task(40), aggregating))

@@ -150,6 +150,7 @@ NO_BETTER = {  # criterion -> why it need not beat chance on a trained net
     "hrank": "its values have no positions",
 }
 
+
 def every(exceptions: Mapping[str | tuple[str, str], str], kinds: Collection[str] = tuple(KINDS)) -> pytest.MarkDecorator:
     """All criteria over all these kinds of units but those that are excepted."""
     pairs = [(name, kind) for name in CRITERIA for kind in kinds if name not in exceptions and (name, kind) not in exceptions]

@@ -144,3 +144,36 @@ def test_heads_that_do_not_fit_the_units_are_not_guessed() -> None:
     for heads in (2, 5, 8):
         with pytest.raises(BadInput, match=r"do not fit|not whole heads"):
             by_unit(torch.ones(4, heads, 6), structure, name, line)
+
+
+class Transposed(nn.Module):
+    """One matrix for queries, keys and values, and weights that are (inputs, outputs), as GPT-2 has them."""
+
+    def __init__(self, heads: int = 3, dim: int = 2) -> None:
+        super().__init__()
+        self.heads, self.dim = heads, dim
+        self.all = nn.Parameter(torch.randn(5, 3 * heads * dim, dtype=torch.float64))
+        self.out = nn.Parameter(torch.randn(heads * dim, 5, dtype=torch.float64))
+        self.bias, self.shift = nn.Parameter(torch.randn(3 * heads * dim).double()), nn.Parameter(torch.randn(5).double())
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        parts = torch.addmm(self.bias, x.flatten(0, 1), self.all).split(self.heads * self.dim, 1)
+        return [part.view(len(x), -1, self.heads, self.dim).transpose(1, 2) for part in parts]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = plain(*self.parts(x)).transpose(1, 2).reshape(-1, self.heads * self.dim)
+        return torch.addmm(self.shift, y, self.out).view(x.shape)
+
+
+def test_weights_may_be_transposed_and_fused() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(Transposed(), Transposed(), nn.Linear(5, 3).double())
+    structure = channels(model, X, units=["head"])
+    (scores,) = confidence(task_of(model), structure)
+    x, expected = X, []
+    for layer in model[:2]:
+        q, k, _ = layer.parts(x)
+        expected.append((q @ k.transpose(-1, -2) / 2**0.5).softmax(-1).amax(-1).mean((0, 2)).detach())
+        x = layer(x)
+    torch.testing.assert_close(list(scores.values()), expected)

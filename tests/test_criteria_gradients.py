@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,13 @@ from secateur.structure import Structure, channels, weights
 from secateur.task import Task
 from secateur.tree import Scores, Tree
 from toy import Hidden, batches, mlp
+
+
+@pytest.fixture(autouse=True)
+def the_same_chance() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def toy(count: int = 2, *widths: int) -> tuple[Task, Hidden]:
@@ -205,4 +214,3 @@ def test_a_connection_has_no_activation() -> None:
     task, _ = toy(1)
     with pytest.raises(BadInput, match="looks at the activation of a unit"):
         list(CRITERIA["gradient_activation"](task, weights(task.model)))
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,13 @@ from secateur.structure import channels, weights
 from secateur.task import Task
 from test_criteria import KINDS
 from toy import batches, mlp
+
+
+@pytest.fixture(autouse=True)
+def the_same_chance() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def quadratic(masked: Tensor, a: Tensor, g: Tensor) -> float:

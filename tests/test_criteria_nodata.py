@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,6 +16,13 @@ from secateur.errors import BadInput
 from secateur.measure import measure
 from secateur.structure import channels, weights
 from secateur.task import Task, evaluating
+
+
+@pytest.fixture(autouse=True)
+def the_same_chance() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:

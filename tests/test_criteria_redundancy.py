@@ -18,24 +18,24 @@ def vectors(model: torch.nn.Module) -> list[Tensor]:
     return [torch.cat([w["0.weight"][u], w["0.bias"][u : u + 1], w["2.weight"][:, u]]).detach() for u in range(5)]
 
 
-def test_fpgm_is_the_sum_of_distances_to_all_others() -> None:
+def test_fpgm_is_the_mean_of_distances_to_all_others() -> None:
     model = mlp(6, 5, 4, 3)
     (scores,) = fpgm(Task(model, [], F.mse_loss), Hidden(model))
-    expected = [sum((u - v).norm() for v in vectors(model)) for u in vectors(model)]
+    expected = [sum((u - v).norm() for v in vectors(model)) / 4 for u in vectors(model)]
     torch.testing.assert_close(scores["h0"], torch.stack(expected))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("numbers", [[1.0], [3.0, -1.0, 0.5, 3.0, 0.0], [2.0, 2.0]])
 def test_distances_of_numbers_are_those_of_their_differences(numbers: list[float]) -> None:
     x = torch.tensor(numbers, dtype=torch.float64)
-    torch.testing.assert_close(distances(x[:, None]), (x[:, None] - x).abs().sum(1))
+    torch.testing.assert_close(distances(x[:, None]), (x[:, None] - x).abs().sum(1) / max(1, len(numbers) - 1))
 
 
 def test_fpgm_of_connections_is_that_of_numbers() -> None:
     model = mlp(6, 5, 3)
     (scores,) = fpgm(Task(model, [], F.mse_loss), weights(model))
     w = model[0].weight.detach()
-    torch.testing.assert_close(scores["0.weight"], (w[..., None] - w.flatten()).abs().sum(-1))
+    torch.testing.assert_close(scores["0.weight"], (w[..., None] - w.flatten()).abs().sum(-1) / 29)
 
 
 def test_of_two_parallel_units_the_smaller_one_is_redundant() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
@@ -15,6 +15,13 @@ from secateur.structure import Group, channels, layers, weights
 from secateur.task import Task
 from test_criteria import KINDS
 from toy import Hidden, batches, mlp
+
+
+@pytest.fixture(autouse=True)
+def the_same_chance() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def regression(inputs: int = 5, samples: int = 64) -> tuple[nn.Module, Tensor, Tensor]:
@@ -141,4 +148,3 @@ def test_a_block_and_a_damping_have_to_be_some(block: int, damping: float) -> No
     model = mlp(3, 4, 2)
     with pytest.raises(BadInput, match="OBS needs a block of 1 or more and a damping above zero"):
         list(obs(Task(model, batches(1, 4, 3, 2), F.cross_entropy), channels(model, torch.randn(2, 3).double()), block, damping))
-

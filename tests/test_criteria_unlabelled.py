@@ -40,13 +40,13 @@ def test_the_score_is_the_second_order_term_of_the_distance(criterion, loss) -> 
     full = gated(task, structure, ones).detach()
     expected = half_second_derivatives(lambda gates: loss(gated(task, structure, gates), full).mean())
     (few,) = criterion(task, structure, draws=10)
-    (many,) = criterion(task, structure, draws=3000)
-    assert (many["h0"] - expected).norm() < 0.06 * expected.norm() < (few["h0"] - expected).norm()
+    (many,) = criterion(task, structure, draws=1000)
+    assert (many["h0"] - expected).norm() < 0.1 * expected.norm() < (few["h0"] - expected).norm()
 
 
 def test_features_are_what_the_last_matrix_reads() -> None:
     task, structure = toy()
-    (scores,) = output_features(task, structure, draws=3000)
+    (scores,) = output_features(task, structure, draws=1000)
     x = task.data[0][0]
 
     def distance(gates: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def test_features_are_what_the_last_matrix_reads() -> None:
         return (features - task.model[:2](x).detach()).square().sum(1).mean() / 2
 
     expected = half_second_derivatives(distance)
-    assert (scores["h0"] - expected).norm() < 0.06 * expected.norm()
+    assert (scores["h0"] - expected).norm() < 0.1 * expected.norm()
 
 
 def test_the_distance_of_a_model_to_itself_is_zero_and_curved() -> None:
@@ -66,9 +66,9 @@ def test_the_distance_of_a_model_to_itself_is_zero_and_curved() -> None:
         assert abs(value.item()) < 1e-12 and all(g.abs().max() < 1e-12 for g in gradients.values())
         (scores,) = exact_hessian(itself, weights(task.model))
         assert scores["2.weight"].min() > 0
-    (many,) = output_mse(task, weights(task.model), draws=3000)  # at a distance of zero, Gauss-Newton is the Hessian
+    (many,) = output_mse(task, weights(task.model), draws=1000)  # at a distance of zero, Gauss-Newton is the Hessian
     (exact,) = exact_hessian(to_itself(task, mse_loss), weights(task.model))
-    torch.testing.assert_close(many["2.weight"], exact["2.weight"], rtol=0.2, atol=0)
+    assert (many["2.weight"] - exact["2.weight"]).norm() < 0.1 * exact["2.weight"].norm()
 
 
 def test_the_outputs_norm_is_differentiated_by_the_gate() -> None:

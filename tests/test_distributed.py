@@ -9,7 +9,7 @@ import torch
 
 import ranks_measure
 from ranks import ranks
-from ranks_measure import CASES, keys_of, task
+from ranks_measure import CASES, WHEN, keys_of, task
 from secateur.distributed import Processes, processes
 from secateur.measure import measure
 from secateur.sensitivity import Sensitivity
@@ -88,9 +88,17 @@ def test_what_goes_wrong_in_one_process_is_said_by_all(ran: tuple[Path, list[lis
     wrong = "The criterion failing gave a score that is not finite in context 5"
     assert any(line.startswith(f"In process 1: {wrong}") for line in zero) and any(line.startswith(wrong) for line in one)
     for lines in (zero, one):
-        assert any("aggregating did not yield scores for each batch" in line for line in lines)
+        for name in ("aggregating", *(name for name, when in WHEN.items() if when == "end")):
+            assert any(f"{name} did not yield scores for each batch" in line for line in lines), name
+        assert any("Scores by movement depend on the batches before" in line for line in lines)
         assert any("they differ in the model" in line for line in lines)
         assert any("checkpoint= does not work with data that each process has a part of" in line for line in lines)
+
+
+def test_the_criteria_are_those_that_are_meant() -> None:
+    assert {name for name, when in WHEN.items() if when == "data"} >= {"l1", "l2", "random"}
+    assert {name for name, when in WHEN.items() if when == "batch"} >= {"taylor", "fisher", "hessian"}
+    assert "never" not in [WHEN[name] for name in ("gradient", "taylor", "fisher", "hessian", "l1")]
 
 
 def test_one_process_has_nobody_to_talk_to() -> None:

@@ -37,9 +37,10 @@ def test_the_snippets_of_adding_run_and_do_what_the_page_says():
     assert names["without_rule"] == {} and names["with_rule"] == 16
     assert any(how.startswith("__main__::Scale at ") for how in names["through"])  # type: ignore[attr-defined]
     assert names["pruned"].model[0].weight.shape == (8, 4)  # type: ignore[attr-defined]
+    assert names["quiet"].global_["0"].shape == (16,)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("function", ["snip", "gate", "scale"])
+@pytest.mark.parametrize("function", ["terms", "strength", "gate", "scale"])
 def test_a_criterion_and_a_rule_are_under_ten_lines(function: str):
     source = next(s for s in snippets(ROOT / "docs/adding.md") if f"def {function}(" in s)
     body = re.search(rf"(?:@.*\n)?def {function}\(.*\n(?:[ \t].*\n|\n)*?(?=\n\n|\Z)", source)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from cases import CASES, Case
 from secateur import tree
 from secateur.errors import BadInput, BadLoss
-from secateur.flows import gates
+from secateur.flows import gates, sums
 from secateur.structure import Structure, channels, layers
 from secateur.structure.rules import flat
 from secateur.task import Task, arguments
-from secateur.tree import Scores
+from secateur.tree import Scores, Tree
 
 UNFIT = {"in place": "modified by an inplace operation", "indexed": "out of bounds"}  # no derivative; exchanges samples
 EVERY = pytest.mark.parametrize("case", [case for case in CASES if case.name not in UNFIT], ids=str)
@@ -31,18 +31,23 @@ def task_of(case: Case) -> Task:
     return Task(case.model(), [batch], loss)
 
 
-def oracle(task: Task, structure: Structure) -> list[Scores]:
-    """One backward pass a sample through the graph of the whole batch."""
+def gradients_of(task: Task) -> list[list[Tree]]:
+    """One backward pass a sample through the graph of the whole batch: per batch, per sample, dL_s/dw."""
     found = []
     for x, _ in task.batches():
         weights = {name: value.requires_grad_() for name, value in task.parameters().items()}
         losses = loss(torch.func.functional_call(task.model, weights, *arguments(x)), None)
-        scores = []
-        for one in losses:
-            gradients = torch.autograd.grad(one, list(weights.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
-            scores.append(structure.reduce({name: value.detach() * g for (name, value), g in zip(weights.items(), gradients)}))
-        found.append({name: torch.stack([each[name] for each in scores]) for name in structure.groups})
+        found.append([
+            dict(zip(weights, torch.autograd.grad(one, [*weights.values()], retain_graph=True, allow_unused=True, materialize_grads=True)))
+            for one in losses
+        ])  # fmt: skip
     return found
+
+
+def oracle(task: Task, structure: Structure) -> list[Scores]:
+    w = task.parameters()
+    batches = [[structure.reduce(tree.mul(w, gradients)) for gradients in batch] for batch in gradients_of(task)]
+    return [{name: torch.stack([scores[name] for scores in batch]) for name in structure.groups} for batch in batches]
 
 
 @EVERY
@@ -93,3 +98,12 @@ def test_gates_of_layers_are_those_of_one_backward_a_sample() -> None:
     task, structure = Task(model, [(x, torch.zeros(4))], loss), layers(model, x)
     assert structure.groups["layers"].size == 3
     torch.testing.assert_close(list(gates(task, structure)), oracle(task, structure))
+
+
+@EVERY
+@pytest.mark.parametrize("power", [1, 2])
+def test_powers_of_every_samples_gradient_are_those_of_one_backward_a_sample(case: Case, power: int) -> None:
+    task = task_of(case)
+    for found, gradients in zip(sums(task, set(task.parameters()), power), gradients_of(task)):
+        expected = {name: torch.stack([each[name].abs() ** power for each in gradients]).sum(0) for name in found}
+        torch.testing.assert_close(found, expected)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from secateur.criteria import CRITERIA
+from ranks_measure import WHEN
 from secateur.errors import BadInput, Unreadable
 from secateur.measure import measure
 from secateur.resume import Checkpoint
@@ -69,7 +69,7 @@ def domain(batch: tuple[Tensor, Tensor]) -> str:
     return f"domain {int(batch[1].sum()) % 3}"
 
 
-WITH_DATA = [name for name in CRITERIA if len(list(CRITERIA[name](*toy(3)))) == 3]
+WITH_DATA = [name for name, when in WHEN.items() if when == "batch"]
 
 
 @pytest.mark.parametrize("name", WITH_DATA)
@@ -190,6 +190,11 @@ def test_a_criterion_that_yields_at_its_end_cannot_go_on(tmp_path: Path) -> None
     assert measure(task, structure, mine).count == 1
     with pytest.raises(BadInput, match="mine did not yield scores for each batch"):
         measure(task, structure, mine, checkpoint=tmp_path / "c")
+
+
+def test_a_criterion_that_goes_by_the_batches_before_cannot_go_on(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="Scores by movement depend on the batches before"):
+        measure(*toy(), "movement", checkpoint=tmp_path / "c")
 
 
 SCRIPT = """

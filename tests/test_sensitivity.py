@@ -263,6 +263,51 @@ def test_a_step_without_gradients_or_of_another_model_is_refused() -> None:
         Collector(structure).step(mlp(6, 7, 4, 3))
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(9)), st.integers(0, 9), st.sampled_from([None, "ab", "abc"]), st.sampled_from(["max", 0.4]))
+def test_collectors_merge_to_what_one_would_have_seen(order: list[int], cut: int, keys: str | None, local: str | float) -> None:
+    """However the contexts are dealt out over two, and in whatever order each sees its own."""
+    task, structure = toy(9)
+    scores = list(CRITERIA["taylor"](task, structure))
+
+    def seen(numbers: list[int]) -> Collector:
+        collector = Collector(structure, contexts="mine", local=local)
+        for number in numbers:
+            collector.update(scores[number], keys[number % len(keys)] if keys else None, 1 + number % 3, number)
+        return collector
+
+    whole, joint = seen(list(range(9))).sensitivity(), seen(order[:cut]).merge(seen(order[cut:])).sensitivity()
+    for part in ("global_", "local", "spread", "error", "keys"):
+        torch.testing.assert_close(getattr(joint, part), getattr(whole, part), rtol=1e-12, atol=1e-14)
+    assert (joint.count, joint.samples, joint.stability) == (whole.count, whole.samples, whole.stability)
+
+
+def test_merging_collectors_changes_neither() -> None:
+    task, structure = toy(4)
+    scores = list(CRITERIA["taylor"](task, structure))
+    for key in (None, "a"):
+        a, b = Collector(structure), Collector(structure)
+        a.update(scores[0], key), b.update(scores[1], key)
+        before = [part.sensitivity() for part in (a, b)]
+        a.merge(b).update(scores[2], key)
+        for part, then in zip((a, b), before):
+            torch.testing.assert_close(part.sensitivity().global_, then.global_, rtol=0, atol=0)
+            assert part.sensitivity().samples == then.samples
+
+
+def test_collectors_of_different_things_do_not_merge() -> None:
+    _, structure = toy()
+    other = Hidden(mlp(6, 7, 4, 3))
+    for different, says in (
+        (Collector(structure, "fisher"), "differ in criterion: 'taylor' and 'fisher'"),
+        (Collector(structure, local=0.5), "differ in local: 'max' and 0.5"),
+        (Collector(structure, seed=1), "differ in seed"),
+        (Collector(other), "different structures"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            Collector(structure).merge(different)
+
+
 def constant(value: Callable[[Structure], object], times: int = 1, consume: bool = False) -> Callable[[Task, Structure], Iterator[Scores]]:
     def mine(task: Task, structure: Structure) -> Iterator[Scores]:
         if consume:

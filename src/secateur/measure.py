@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .contexts import Keys, cut_of
-from .criteria import Criterion, criterion, name_of
+from .criteria import IN_ORDER, Criterion, criterion, name_of
 from .distributed import Processes, is_split, processes
 from .errors import BadInput, SecateurError
 from .resume import Checkpoint
@@ -68,6 +68,8 @@ def measure(
     group, sharded = processes(), any(is_sharded(value) for value in task.model.parameters())
     split = not is_split(task.data) if split is None else split
     check(enough, amount, checkpoint is not None, split, sharded, group)
+    if getattr(function, "func", function) in IN_ORDER and (checkpoint or group.size > 1):
+        raise BadInput(f"Scores by {name} depend on the batches before: measure them in one process, and without checkpoint=.")
     settings: dict[str, object] = {"criterion": name, "contexts": called, "local": local, "seed": task.seed, "model": structure.digest}
     settings |= {"groups": {name: list(each.shape) for name, each in structure.groups.items()}, "batches": length(task.data)}
     collector = Collector(structure, name, called, local, task.seed)
@@ -150,10 +152,7 @@ class Between:
     def __call__(self, stream: Stream) -> bool:
         """Before a piece: whether it is enough."""
         if stream.handed != self.handed and (self.checkpoint or self.group.size > 1):
-            raise BadInput(
-                f"The criterion {self.collector.criterion} did not yield scores for each batch, so processes cannot share it, and it "
-                "cannot go on after a stop. Measure in one process and without checkpoint=, or yield once for every batch of task.data."
-            )
+            raise self.not_shared()
         place = stream.place.pieces
         if place == self.start or (self.group.size > 1 and place % (ROUNDS * self.group.size)):
             return False
@@ -183,7 +182,15 @@ class Between:
                 self.pause = max(WATCHED, (self.looked - began) / SHARE)
         return stop, bool(open_)
 
+    def not_shared(self) -> BadInput:
+        return BadInput(
+            f"The criterion {self.collector.criterion} did not yield scores for each batch, so processes cannot share it, and it cannot go "
+            "on after a stop. Measure in one process and without checkpoint=, or yield once for every batch of task.data."
+        )
+
     def end(self, stream: Stream) -> None:
+        if self.group.size > 1 and stream.handed and not stream.ended:
+            raise self.not_shared()
         while self.group.size > 1 and self.meet(None)[1]:
             pass
 

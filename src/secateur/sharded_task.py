@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import BadInput
-from .task import Task, call, derived, evaluating, number_of, plain
+from .task import Around, Task, call, derived, evaluating, number_of, plain
 from .tree import Tree
 
 
@@ -19,9 +19,9 @@ class ShardedTask(Task):
     computed where the shards are, and nothing is gathered but what FSDP gathers to run a layer.
     """
 
-    def losses(self, twice: bool = False) -> Iterator[tuple[Tensor, Tree]]:
+    def run_on(self, inputs: object, batch: int = 0, around: Around = nullcontext) -> tuple[object, Tree]:
         raise BadInput(
-            "A sharded model has no loss that can be differentiated twice or by leaves of its own. "
+            "A sharded model cannot be differentiated by leaves of its own, or twice. "
             "Choose gradient, taylor, fisher, l1 or l2, or measure a model that is whole."
         )
 

@@ -36,6 +36,7 @@ class Stream:
     chance: called before every batch is read and every piece is handed out.
     taken: batches taken from the data. handed: pieces handed out in this pass. number: that of the last one, among those of all processes.
     place: before the piece that is next.
+    ended: whether this pass came to its end.
     counts: False for a piece of another share that is handed out only because there is none of one's own.
     """
 
@@ -53,6 +54,7 @@ class Stream:
     key: str | None = None
     samples: int = 0
     counts: bool = True
+    ended: bool = False
     place: Position = BEGINNING
 
     @property
@@ -65,7 +67,7 @@ class Stream:
         return place if self.split else place * self.size + self.rank
 
     def __iter__(self) -> Iterator[object]:
-        self.taken, self.handed, self.counts = self.start.batches, 0, True
+        self.taken, self.handed, self.counts, self.ended = self.start.batches, 0, True, False
         spare: Piece | None = None
         seen, batch, given = self.start.given, self.taken, self.start.given
         for place, piece in enumerate(self.cut(self.counted()), seen):
@@ -74,6 +76,7 @@ class Stream:
             if place >= self.start.pieces:
                 self.place = Position(place, batch - 1, given) if self.cut in APART else Position(place)
                 if self.between(self):
+                    self.ended = True
                     return
             number = self.numbered(place)
             if place >= self.start.pieces and (number - self.rank) % self.size == 0:
@@ -83,6 +86,7 @@ class Stream:
         if spare is not None and not self.handed:
             self.counts = False
             yield self.hand(self.first, spare)
+        self.ended = True
 
     def hand(self, number: int, piece: Piece) -> object:
         self.handed += 1

@@ -15,7 +15,7 @@ from ..tree import Scores
 from .activations import apoz, hrank, mean_activation, wanda
 from .attention import confidence, entropy
 from .curvature import exact_hessian, hessian, hutchpp
-from .gradients import STEPS, fisher, gate, gradient, gradient_activation, grasp, movement, snip, taylor
+from .gradients import IN_ORDER, STEPS, fisher, gate, gradient, gradient_activation, grasp, movement, snip, taylor
 from .kronecker import kfac
 from .nodata import inputs_from_statistics, synflow
 from .probability import Iterates, Posterior, laplace, needed, snr
@@ -91,6 +91,6 @@ def known() -> str:
 
 
 __all__ = [
-    "CRITERIA", "STEPS", "Criterion", "Iterates", "Posterior", "criterion", "fisher", "gradient", "hessian", "inputs_from_statistics",
-    "kl_loss", "l1", "l2", "laplace", "mse_loss", "name_of", "random", "taylor", "to_itself",
+    "CRITERIA", "IN_ORDER", "STEPS", "Criterion", "Iterates", "Posterior", "criterion", "fisher", "gradient", "hessian",
+    "inputs_from_statistics", "kl_loss", "l1", "l2", "laplace", "mse_loss", "name_of", "random", "taylor", "to_itself",
 ]  # fmt: skip

@@ -47,7 +47,7 @@ def hutchpp(task: Task, structure: Structure, probes: int = 6) -> Iterator[Score
     for number, (loss, leaves) in enumerate(task.losses(twice=True)):
         with derived(number):
             product, chance = products(loss, leaves), task.chance(number)
-            like = tree.flat(leaves).detach()
+            like = plain(tree.flat(leaves))
             sketch = torch.stack([product(sign(like, chance)) for _ in range(probes // 3)], 1)
             basis, _ = torch.linalg.qr(sketch)
             basis = basis * (sketch.norm() > 0)  # where the loss is linear, there is no direction
@@ -71,12 +71,12 @@ def exact_hessian(task: Task, structure: Structure) -> Iterator[Scores]:
     if (size := tree.size(squared)) > COLUMNS:
         raise BadInput(
             f"The exact diagonal of the Hessian takes a backward pass for each weight, and these are {size:,}: more than {COLUMNS:,}. "
-            "Choose hessian or hutchpp, which estimate it."
+            "Choose hessian or hutch++, which estimate it."
         )
     for number, (loss, leaves) in enumerate(task.losses(twice=True)):
         with derived(number):
             product = products(loss, leaves)
-            diagonal = torch.stack([product(unit)[place] for place, unit in enumerate(columns(tree.flat(leaves).detach()))])
+            diagonal = torch.stack([product(unit)[place] for place, unit in enumerate(columns(plain(tree.flat(leaves))))])
         del loss, leaves, product
         yield tree.scale(structure.reduce(tree.mul(squared, tree.unflat(diagonal, squared))), 0.5)
 

@@ -9,11 +9,12 @@ import torch
 
 from .. import tree
 from ..errors import BadInput
-from ..flows import gate_inputs, gates
+from ..flows import gate_inputs, gates, sums
 from ..structure import Structure
 from ..structure.cut import twin
 from ..task import Task, derived, plain
 from ..tree import Scores
+from .passes import Counted
 
 
 def gradient(task: Task, structure: Structure) -> Iterator[Scores]:
@@ -54,8 +55,13 @@ def gate(task: Task, structure: Structure) -> Iterator[Scores]:
 
     score_u = mean over samples of |dL_s/dk_u|
 
-    Unlike in `snip`, samples that want opposite things of a unit do not cancel out.
+    Unlike in `snip`, samples that want opposite things of a unit do not cancel out. Of a single connection it is |w| times the mean of |g|.
     """
+    if structure.kind == "weights":
+        weights, data = task.parameters(), Counted(task.data)
+        for totals in sums(replace(task, data=data), set(structure.groups), power=1):
+            yield {name: total * weights[name].abs() / data.samples for name, total in totals.items()}
+        return
     for samples in gates(task, structure):
         yield tree.apply(lambda value: value.abs().mean(0), samples)
 
@@ -123,6 +129,9 @@ STEPS: dict[str, Callable[[Scores], Scores]] = {  # what a training step adds, f
     "snip": tree.absolute,
     "movement": lambda terms: tree.scale(terms, -1),
 }
+
+
+IN_ORDER = (movement,)  # criteria whose scores of a batch depend on the batches before: they cannot be shared, or begun in the middle
 
 
 def fisher(task: Task, structure: Structure) -> Iterator[Scores]:

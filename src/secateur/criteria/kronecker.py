@@ -15,7 +15,8 @@ from ..contexts import sliceable
 from ..errors import BadInput
 from ..flows import Line, Use
 from ..flows.gates import lines_of
-from ..flows.watch import Call, Watch, over
+from ..flows.lines import over
+from ..flows.watch import Call, Watch
 from ..structure import Structure
 from ..task import Task, derived, plain
 from ..tree import Scores

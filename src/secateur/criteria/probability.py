@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from .. import tree
-from ..contexts import by_sample
 from ..errors import BadInput
-from ..stream import Stream
+from ..flows import sums
 from ..structure import Structure
 from ..task import Task, plain
 from ..tree import Scores, Tree
@@ -30,15 +29,15 @@ def laplace(task: Task, prior: float = 1.0) -> Posterior:
 
     1 / sigma_i^2 = sum over samples of g_i^2 + prior,    prior: the precision of the normal prior, as a weight decay
 
-    The loss has to be the negative log-likelihood of a sample. Every sample costs a backward pass.
+    The loss has to be the negative log-likelihood of a sample.
     """
     if not prior > 0:
         raise BadInput(f"The precision of the prior must be above zero, but it is {prior!r}. Try prior=1.0.")
     weights = task.parameters()
     precision = tree.apply(lambda value: torch.full_like(plain(value), prior), weights)
-    for gradients in replace(task, data=Stream(task.data, by_sample)).gradients():
+    for squares in sums(task, set(weights)):
         for name, value in precision.items():
-            value.addcmul_(gradients[name], gradients[name])
+            value.add_(squares[name])
     return Posterior(tree.apply(plain, weights), tree.apply(torch.reciprocal, precision))
 
 
@@ -92,7 +91,7 @@ def needed(task: Task, structure: Structure, posterior: Posterior | None = None,
     """
     squares = distance(structure, posterior or laplace(task, prior))
     number = structure.reduce(tree.apply(torch.ones_like, task.parameters()))
-    yield tree.apply(lambda square, count: torch.special.gammainc(count.to(square) / 2, square / 2), squares, number)
+    yield tree.apply(lambda square, count: torch.special.gammainc(count.double() / 2, square.double() / 2), squares, number)
 
 
 def distance(structure: Structure, posterior: Posterior) -> Scores:

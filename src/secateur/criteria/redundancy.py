@@ -17,9 +17,10 @@ from ..tree import Scores
 def fpgm(task: Task, structure: Structure) -> Iterator[Scores]:
     """How far a unit lies from all others: small near the geometric median, which the others can replace (He et al., 2019, "FPGM", eq. 6).
 
-    score_u = sum over v of |w_u - w_v|,    w_u: all connections that leave with the unit, those of all units in one order
+    score_u = mean over the others v of |w_u - w_v|,    w_u: all connections that leave with the unit, those of all units in one order
 
-    For connections it is the distance of numbers. It is large for large weights and for rare ones alike.
+    (The paper takes the sum, which ranks a group alike.) It compares the units of a group; what groups of different weights have in common
+    is little, so `scope="layer"` is the paper's. For connections it is the distance of numbers: large for large and for rare ones alike.
     """
     yield shaped(structure, tree.apply(distances, structure.parts(task.parameters())))
 
@@ -38,15 +39,15 @@ def cosine(task: Task, structure: Structure) -> Iterator[Scores]:
 
 
 def distances(vectors: Tensor) -> Tensor:
-    """(units, elements) -> the sum of each vector's Euclidean distances to all others."""
-    vectors = vectors.double()
+    """(units, elements) -> the mean of each vector's Euclidean distances to the others."""
+    vectors, others = vectors.double(), max(1, len(vectors) - 1)
     if vectors.shape[1] > 1:
-        return torch.cdist(vectors, vectors).sum(1)
+        return torch.cdist(vectors, vectors).sum(1) / others
     # numbers: the i-th smallest x of n is above i others, whose sum is known, and below n - 1 - i
     ordered, order = vectors[:, 0].sort()
     number, below = torch.arange(len(ordered), device=ordered.device), ordered.cumsum(0)
     sums = ordered * (2 * number + 2 - len(ordered)) + below[-1] - 2 * below
-    return torch.empty_like(sums).index_copy_(0, order, sums.clamp_min(0))
+    return torch.empty_like(sums).index_copy_(0, order, sums.clamp_min(0) / others)
 
 
 def apart(vectors: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ..task import Task
 from ..tree import Scores
 
 NORMS = {F.batch_norm, F.instance_norm, F.layer_norm, F.group_norm, F.rms_norm}
-PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__}
+PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__}
 
 
 def bn_scale(task: Task, structure: Structure) -> Iterator[Scores]:
@@ -74,6 +74,7 @@ class Factors(TorchFunctionMode):
         if func in NORMS:
             found = [inspect.signature(func).bind(*args, **kwargs).arguments.get("weight")]
         elif func in PRODUCTS:
-            found = [*args, *kwargs.values()]
+            found = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.numel() > 1]
+            found = found if len(found) == 2 else []  # by one number, nothing is told apart
         self.places.update(place(value) for value in found if isinstance(value, Tensor))
         return func(*args, **kwargs)

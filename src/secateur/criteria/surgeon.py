@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..contexts import by_sample, samples_in
+from ..contexts import by_sample
 from ..errors import BadInput
 from ..stream import Stream
 from ..structure import Structure
 from ..task import Task
 from ..tree import Scores, Tree
 
+TOGETHER = 16  # gradients of samples that are added at a time
 ELEMENTS = 1 << 24  # of the parts of blocks that are solved at a time
 
 
@@ -27,8 +28,8 @@ def obs(task: Task, structure: Structure, block: int = 64, damping: float = 1e-5
 
     F, the empirical Fisher, stands for the Hessian, as in WoodFisher (Singh & Alistarh, 2020, eq. 7 and 13). As F is of blocks, the score
     of a unit that lies in several is exactly the sum over the blocks of what it has there. Where a unit fills a block, nothing is left in
-    it to make up for the unit, and its part is w' F w / 2. Memory is `block` copies of the weights, in float64. Yields once, for all
-    samples, each of which costs a backward pass.
+    it to make up for the unit, and its part is w' F w / 2. Memory is a few times `block` copies of the weights, in float64. Yields once,
+    for all samples, each of which costs a backward pass.
     """
     if block < 1 or not damping > 0:
         raise BadInput(f"OBS needs a block of 1 or more and a damping above zero, but they are {block!r} and {damping!r}.")
@@ -47,20 +48,30 @@ def obs(task: Task, structure: Structure, block: int = 64, damping: float = 1e-5
 
 
 def inverse_fisher(task: Task, block: int, damping: float) -> Tensor:
-    """(blocks, block, block): the inverse of the damped Fisher, a rank-one update for each sample.
+    """(blocks, block, block): the inverse of the damped Fisher.
 
-    F_n^-1 = F_(n-1)^-1 - F_(n-1)^-1 g g' F_(n-1)^-1 / (N + g' F_(n-1)^-1 g)          (Woodbury)
+    The paper updates the inverse for each sample (Woodbury, eq. 11). Blocks are small enough to be summed first and inverted once.
     """
-    samples = sum(samples_in(batch) for batch in task.data)
-    inverse = torch.zeros(0)
+    fisher = torch.zeros(0)
+    waiting: list[Tensor] = []
+    samples = 0
+
+    def add() -> None:
+        rows = torch.stack(waiting, 1)  # (blocks, samples, block)
+        fisher.baddbmm_(rows.mT, rows)
+        waiting.clear()
+
     for gradients in replace(task, data=Stream(task.data, by_sample)).gradients():
-        rows = blocks(gradients, block)
-        if not len(inverse):
-            inverse = torch.eye(block, dtype=rows.dtype, device=rows.device).repeat(len(rows), 1, 1) / damping
-        along = torch.einsum("bij,bj->bi", inverse, rows)
-        total = samples + (rows * along).sum(1)
-        inverse -= along[:, :, None] * along[:, None, :] / total[:, None, None]
-    return inverse
+        waiting.append(blocks(gradients, block))
+        samples += 1
+        if not len(fisher):
+            fisher = waiting[0].new_zeros(len(waiting[0]), block, block)
+        if len(waiting) == TOGETHER:
+            add()
+    if waiting:
+        add()
+    identity = torch.eye(block, dtype=fisher.dtype, device=fisher.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky(fisher / samples + damping * identity))
 
 
 def blocks(values: Tree, block: int) -> Tensor:

@@ -12,20 +12,21 @@ independently for every sample, the products between samples vanish in the mean)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import tree
-from ..contexts import leaves, samples_in
+from ..contexts import leaves
 from ..errors import BadInput
 from ..structure import Structure
 from ..structure.cut import twin
 from ..task import Task, describe
 from ..tree import Scores
 from .curvature import sign
+from .passes import Counted, Passes
 
 Projection = Callable[[object, torch.Generator], Tensor]  # the outputs -> v'z, one number
 
@@ -73,21 +74,19 @@ def gauss_newton(task: Task, structure: Structure, projection: Projection, draws
     if draws < 1:
         raise BadInput(f"The outputs have to be projected once or more, but draws is {draws!r}. Try draws=1.")
     weights, chance = task.parameters(), [torch.Generator()]  # that of the batch
-    sizes: list[int] = []
 
     def repeated() -> Iterator[object]:
         for number, batch in enumerate(task.data):
             chance[0] = task.chance(number)
-            for _ in range(draws):
-                sizes.append(samples_in(batch))
-                yield batch
+            yield from (batch for _ in range(draws))
 
-    drawn = replace(task, data=Passes(repeated), loss=lambda outputs, _: projection(outputs, chance[0]))
+    data = Counted(Passes(repeated))
+    drawn = replace(task, data=data, loss=lambda outputs, _: projection(outputs, chance[0]))
     total: list[Scores] = []
     for gradients in drawn.gradients():
         total.append(tree.square(structure.reduce(tree.mul(gradients, weights))))
         if len(total) == draws:
-            yield {name: torch.stack([scores[name] for scores in total]).mean(0) / (2 * sizes[-1]) for name in total[0]}
+            yield {name: torch.stack([scores[name] for scores in total]).mean(0) / (2 * data.samples) for name in total[0]}
             total.clear()
 
 
@@ -98,16 +97,6 @@ class Last:
 
     def __call__(self, module: nn.Module, inputs: object) -> None:
         self.seen = inputs
-
-
-@dataclass(frozen=True)
-class Passes:
-    """Data that a function yields, as often as it is asked for."""
-
-    function: Callable[[], Iterator[object]]
-
-    def __iter__(self) -> Iterator[object]:
-        return self.function()
 
 
 def along_signs(outputs: object, chance: torch.Generator) -> Tensor:
@@ -173,4 +162,3 @@ def to_itself(task: Task, loss: Callable[[object, object], Tensor]) -> Task:
 
 def tensors(value: object) -> list[Tensor]:
     return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-

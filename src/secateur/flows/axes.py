@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,18 +26,28 @@ class Axis(NamedTuple):
         return self.axis + (self.how == "inner")
 
 
-def along(x: Tensor, samples: Axis | None, count: int, axis: int) -> Tensor:
-    """(samples, size of the axis, which is counted from the end): the sum over all else. Without a place for the samples, all are one."""
-    kept = x.dim() + axis
-    if samples is None:
-        x, place, kept = x.unsqueeze(0), 0, kept + 1
-    else:
-        x, place = samples.split(x, count), samples.place
-        kept += samples.how != "whole" and samples.axis < kept
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    others = [d for d in range(x.dim()) if d not in (place, kept)]
-    total = x.sum(others) if others else x
-    return total if place < kept else total.T
+def apart(x: Tensor, samples: Axis | None, count: int) -> Tensor:
+    """Samples along the first axis, and the others in their order. Without a place for the samples, all are one."""
+    return x.unsqueeze(0) if samples is None else samples.split(x, count).movedim(samples.place, 0)
+
+
+def behind(x: Tensor, samples: Axis | None, axis: int) -> int:
+    """Where an axis of x, counted from the end, is in `apart`, counted from the end: samples that lay behind it are gone from there."""
+    return axis + (samples is not None and samples.how == "whole" and samples.axis > x.dim() + axis)
+
+
+def summed(x: Tensor, samples: Axis | None, count: int, axes: Sequence[int]) -> Tensor:
+    """(samples, *sizes of the axes, which are counted from the end and in order): the sum over all else."""
+    y = apart(x, samples, count)
+    kept = [y.dim() + behind(x, samples, axis) for axis in axes]
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    others = [d for d in range(1, y.dim()) if d not in kept]
+    return y.sum(others) if others else y
+
+
+def rows(x: Tensor, samples: Axis | None, count: int, axis: int) -> Tensor:
+    """(samples, positions, size of the axis, which is counted from the end)."""
+    return apart(x, samples, count).movedim(behind(x, samples, axis), -1).unsqueeze(1).flatten(1, -2)
 
 
 def sample_axis(two: Tensor, three: Tensor) -> Axis | None:

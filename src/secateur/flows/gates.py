@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..contexts import layout, sliceable, take
+from ..contexts import sliceable
 from ..structure import Structure
-from ..task import Task, derived, plain, split_batch
+from ..task import Task, derived, plain
 from ..tree import Scores, Tree
-from .axes import Axis, sample_axis
-from .watch import Call, Line, Lines, Probe, Read, Tapped
+from .axes import Axis
+from .lines import Tapped
+from .samples import Batch, gradients_of_every_sample, reached, sample_axes
+from .watch import Call, Line, Lines, Read
 
 
 def gates(task: Task, structure: Structure) -> Iterator[Scores]:
@@ -103,55 +105,23 @@ def per_sample(task: Task, wanted: frozenset[Line], inputs_only: bool = False) -
         yield lines | (slowly(task, batch, number, slow) if slow else {})
 
 
-def slowly(task: Task, batch: tuple[object, object], number: int, wanted: set[Line]) -> Lines:
+def slowly(task: Task, batch: Batch, number: int, wanted: set[Line]) -> Lines:
     """The same by one backward pass a sample, for these lines only."""
     found: dict[Line, list[Tensor]] = {line: [] for line in wanted}
-    for products in of_every_sample(task, batch, number, {name for name, _ in wanted}):
+    for products in products_of_every_sample(task, batch, number, {name for name, _ in wanted}):
         for (name, dim), values in found.items():
             values.append(products[name].movedim(dim, 0).flatten(1).sum(1) if products[name].dim() > 1 else products[name].view(-1))
     return {line: torch.stack(values) for line, values in found.items()}
 
 
-def of_every_sample(task: Task, batch: tuple[object, object], number: int, names: set[str]) -> Iterator[Tree]:
-    """w dL_s/dw of these parameters, one backward pass a sample."""
-    form = layout(batch)
-    for sample in range(sliceable(batch)):
-        loss, leaves = task.loss_on(*split_batch(take(batch, torch.tensor([sample]), form)), number)
-        chosen = {name: leaves[name] for name in leaves if name in names}
-        with derived(number):
-            gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True, materialize_grads=True)
-        yield {name: plain(gradient) * plain(value) for (name, value), gradient in zip(chosen.items(), gradients)}
-
-
 def one_by_one(task: Task, structure: Structure) -> Iterator[Scores]:
     for number, batch in enumerate(task.batches()):
-        scores = [structure.reduce(products) for products in of_every_sample(task, batch, number, set(structure.numel))]
+        scores = [structure.reduce(products) for products in products_of_every_sample(task, batch, number, set(structure.numel))]
         yield tree.apply(lambda *values: torch.stack(values), *scores)
 
 
-def reached(loss: Tensor, leaves: Tree) -> set[str]:
-    """The leaves that the graph of the loss ends in."""
-    names = {id(value): name for name, value in leaves.items()}
-    found, seen, ahead = set(), set(), [loss.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found.add(names.get(id(getattr(node, "variable", None))))
-        ahead += [following for following, _ in node.next_functions]
-    return {name for name in found if name is not None}
-
-
-
-def sample_axes(task: Task, batch: tuple[object, object], number: int) -> dict[Call, Axis | None]:
-    """Where the samples are in all that weights read and make: found by running two samples, and then the same two and one more."""
-    form, met = layout(batch), []
-    for index in ([0, 1], [0, 1, 2 % sliceable(batch)]):
-        some, _ = split_batch(take(batch, torch.tensor(index), form))
-        probe = Probe()
-        with torch.no_grad():
-            task.run_on(some, number, probe.on)
-        met.append(probe.met)
-    two, three = met
-    return {call: sample_axis(two[call], value) for call, value in three.items() if call in two}
+def products_of_every_sample(task: Task, batch: Batch, number: int, names: set[str]) -> Iterator[Tree]:
+    """w dL_s/dw."""
+    weights = tree.apply(plain, task.parameters())
+    for gradients in gradients_of_every_sample(task, batch, number, names):
+        yield {name: gradient * weights[name] for name, gradient in gradients.items()}

@@ -21,8 +21,9 @@ class Use:
     x, reads: what the weight is multiplied with, and the one dimension of the weight that runs along an axis of it. A weight that does not
         read (of a norm, or of a product element by element) has none.
     makes, shifts: the dimensions of the weight and of the bias that run along an axis of y.
-    groups: an axis holds so many runs of the weight's dimension, one behind the other, where it is longer than that.
+    An axis that is longer than the weight's dimension holds several runs of it, one behind the other (a convolution in groups).
     sign: -1 where y is proportional to 1 / w.
+    live: 0 where no gradient reaches the weight, as autograd has it.
     """
 
     weight: Tensor | None = None
@@ -32,6 +33,7 @@ class Use:
     makes: Axes = field(default_factory=dict)
     shifts: Axes = field(default_factory=lambda: {0: -1})
     sign: int = 1
+    live: Tensor | None = None
 
 
 Rule = Callable[..., "Use | None"]
@@ -120,9 +122,10 @@ def rms_norm(input: Tensor, shape: Sequence[int], weight: Tensor | None = None, 
 
 
 @flow("embedding")
-def embedding(weight: Tensor, indices: Tensor, *args: object, **kwargs: object) -> Use:
-    """The rows that are looked up: a unit of width is an axis of them (the rows themselves are not)."""
-    return Use(weight, makes={1: -1})
+def embedding(weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False) -> Use | None:
+    """The rows that are looked up. Along them, the columns; which row it is depends on the index."""
+    live = (indices != padding_idx).unsqueeze(-1) if padding_idx >= 0 else None
+    return None if scale_grad_by_freq else Use(weight, makes={1: -1}, live=live)
 
 
 @flow("mul", "__mul__", "__rmul__", "multiply")

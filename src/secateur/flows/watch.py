@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..tree import Tree
-from .axes import Axis, along
-from .rules import FLOWS, Axes, Use
+from .rules import FLOWS, Use
 
 Line = tuple[str, int]  # a parameter and one of its dimensions
 Lines = dict[Line, Tensor]
+See = Callable[[Any, Tensor], None]  # what was kept, and the gradient
 
 
 class Call(NamedTuple):
@@ -57,6 +57,10 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         self.calls[name] += 1
         return self.meets(use, Call(name, self.calls[name], func.__name__), func, args, kwargs)
+
+    def flows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether something with a gradient enters that is no leaf."""
+        return any(isinstance(v, Tensor) and v.requires_grad and id(v) not in self.names for v in (*args, *kwargs.values()))
 
     def name(self, value: Tensor | None) -> str | None:
         return None if value is None else self.names.get(id(value))
@@ -111,111 +115,30 @@ class Read(Watch):
         return func(*args, **kwargs)
 
 
-class Tapped(Watch):
-    """Puts taps on what weights read and make, and sums what they show to `lines`. In the graph the weights themselves are constants.
+class Tap(torch.autograd.Function):
+    """Hands on a value. When its gradient comes back, shows it to `see`, together with another tensor that was kept.
 
-    wanted: the lines that are summed. What no rule can sum is left in the graph.
-    axes: where the samples are.
-    copied: calls whose tensors are overwritten later.
-    start: the leaf that the graph ends in instead of the weights.
+    start: a leaf, so that there is a gradient even where nothing else has one.
     """
 
-    def __init__(
-        self, wanted: frozenset[Line], samples: int, axes: Mapping[Call, Axis | None], copied: set[Call], inputs_only: bool
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.samples, self.axes, self.copied, self.inputs_only = samples, axes, copied, inputs_only
-        self.dims: dict[str | None, set[int]] = defaultdict(set)
-        for name, dim in wanted:
-            self.dims[name].add(dim)
-        self.start = torch.zeros((), requires_grad=True)
-        self.lines: Lines = {}
-        self.kept: list[tuple[Call, Tensor, int]] = []
-
-    def meets(self, use: Use, call: Call, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        weight, bias, x = use.weight, use.bias, use.x
-        reads, makes, shifts = self.chosen(weight, use.reads), self.chosen(weight, use.makes), self.chosen(bias, use.shifts)
-        known = self.dims[self.name(weight)] == {d for _, d in (*reads, *makes)} and self.dims[self.name(bias)] == {d for _, d in shifts}
-        known = known and not (makes and bias is not None and id(bias) not in self.names)
-        if self.inputs_only:
-            makes, shifts = {}, {}
-        x_axis, y_axis = self.axes.get(call._replace(side="x")), self.axes.get(call)
-        told = self.samples == 1 or not ((reads and x_axis is None) or ((makes or shifts) and y_axis is None))
-        flows = any(isinstance(v, Tensor) and v.requires_grad and id(v) not in self.names for v in (*args, *kwargs.values()))
-        if not (known and told and (flows or reads or makes or shifts) and torch.is_grad_enabled()):
-            return func(*args, **kwargs)
-        instead = {id(value): value.detach() for value in (weight, bias) if value is not None and id(value) in self.names}
-        if reads and x is not None:
-            instead[id(x)] = self.tap(x, call._replace(side="x"), lambda x, g: self.note(reads, weight, self.sums(x * g, x_axis, reads)))
-        y = func(*(instead.get(id(v), v) for v in args), **{key: instead.get(id(v), v) for key, v in kwargs.items()})
-        if not makes and not shifts:
-            return y
-
-        def see(y: Tensor, g: Tensor) -> None:
-            shifted = {} if bias is None else self.shifted(bias, use.shifts, g, y_axis, {**makes, **shifts})
-            if makes:
-                made = self.sums(y * g, y_axis, makes)
-                self.note(makes, weight, {axis: use.sign * value - shifted.get(axis, 0) for axis, value in made.items()})
-            self.note(shifts, bias, shifted)
-
-        return self.tap(y, call, see)
-
-    def chosen(self, value: Tensor | None, axes: Axes) -> dict[Line, int]:
-        name = self.name(value)
-        return {} if name is None else {(name, dim): axis for dim, axis in axes.items() if dim in self.dims[name]}
-
-    def tap(self, value: Tensor, call: Call, see: Callable[[Tensor, Tensor], None]) -> Tensor:
-        if call in self.copied:
-            value = value.clone()
-        else:
-            self.kept.append((call, value, value._version))
-        shown: Tensor = Tap.apply(value, self.start, see)  # type: ignore[no-untyped-call]
-        return shown.clone() if call in self.copied else shown
-
-    def sums(self, products: Tensor, samples: Axis | None, lines: Mapping[Line, int]) -> dict[int, Tensor]:
-        """Axis -> (samples, size of the axis)."""
-        return {axis: along(products, samples, self.samples, axis) for axis in set(lines.values())}
-
-    def shifted(self, bias: Tensor, shifts: Axes, g: Tensor, samples: Axis | None, lines: Mapping[Line, int]) -> dict[int, Tensor]:
-        """The same of b * g."""
-        b = bias.detach()
-        if b.dim() == 1 and set(lines.values()) == set(shifts.values()):  # b can wait until g is summed
-            return {axis: value * b for axis, value in self.sums(g, samples, lines).items()}
-        return self.sums(over(b, shifts, g) * g, samples, lines)
-
-    def note(self, lines: Mapping[Line, int], value: Tensor | None, sums: Mapping[int, Tensor]) -> None:
-        for (name, dim), axis in lines.items():
-            assert value is not None  # it has lines
-            found = sums[axis]
-            if found.shape[1] != value.shape[dim]:  # groups, one behind the other
-                found = torch.unflatten(found, 1, (-1, value.shape[dim])).sum(1)
-            self.lines[name, dim] = self.lines[name, dim] + found if (name, dim) in self.lines else found
-
-    def overwritten(self) -> set[Call]:
-        """The calls whose tensors were changed in place afterwards: they have to be copied."""
-        found = {call for call, value, version in self.kept if value._version != version}
-        self.kept.clear()
-        return found
-
-
-class Tap(torch.autograd.Function):
-    """Hands on what it is given, and shows it to `see` together with the gradient that comes back."""
-
     @staticmethod
-    def forward(ctx: Any, value: Tensor, start: Tensor, see: Callable[[Tensor, Tensor], None]) -> Tensor:
-        ctx.save_for_backward(value)
+    def forward(ctx: Any, value: Tensor, kept: Tensor | None, start: Tensor, see: See) -> Tensor:
+        ctx.save_for_backward(kept)
         ctx.see = see
         return value.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.see(ctx.saved_tensors[0], gradient)
-        return gradient, None, None
+        return gradient, None, None, None
 
 
-def over(bias: Tensor, shifts: Axes, y: Tensor) -> Tensor:
-    """The bias, shaped so that it lines up with y."""
-    shape = [1] * y.dim()
-    for dim, axis in shifts.items():
-        shape[axis] = bias.shape[dim]
-    return bias.view(shape)
+def tap(value: Tensor, kept: Tensor | None, start: Tensor, see: See) -> Tensor:
+    shown: Tensor = Tap.apply(value, kept, start, see)  # type: ignore[no-untyped-call]
+    return shown
+
+
+
+def swapped(instead: dict[int, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with some tensors, by their id, replaced."""
+    return tuple(instead.get(id(v), v) for v in args), {key: instead.get(id(v), v) for key, v in kwargs.items()}
