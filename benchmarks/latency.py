@@ -106,7 +106,8 @@ def page(found: results.Row) -> str:
     parts = [
         "# How well milliseconds are told",
         "Written by `python benchmarks/latency.py`; the raw times are in `benchmarks/results/latency.json`.\n\n"
-        f"Commit of the library: {found['commit']}. Seed: {found['seed']}. Machine: {found['machine']}, {found['threads']} threads.",
+        f"Commit of the library: {found['commit']}. Seed: {found['seed']}. Machine: {found['machine']}, {found['threads']} threads, "
+        f"with a load of {found['load']:.1f} beside this at the end.",
         "`secateur.Latency` tells the time of a plan from a table of measured operators (their sizes on a grid of eighths, linear in "
         "between), scaled by two whole models, the dense one and one with half of every group. Here are its errors on random plans, every "
         "group of which loses a share of its own, against measurements of the whole smaller model, all of them in turns. Beside it: the "
@@ -135,7 +136,10 @@ def main() -> int:
         found = json.loads(given.read.read_text())
     else:
         runs = [measured(given.depth, n, given.plans, given.seconds, given.seed, where) for where in given.devices for n in BATCHES]
-        found = {"runs": runs, "seed": given.seed, "threads": given.threads, "commit": results.commit(), "machine": results.machine()}
+        found = {
+            "runs": runs, "seed": given.seed, "threads": given.threads, "load": max(0.0, os.getloadavg()[0] - given.threads),
+            "commit": results.commit(), "machine": results.machine(),
+        }  # fmt: skip
     if given.out:
         results.write_text(given.out, json.dumps(found, indent=1) + "\n")
         return 0

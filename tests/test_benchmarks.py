@@ -15,12 +15,15 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not part of an installed package")
 sys.path.append(str(BENCHMARKS))
 
+import allocate  # noqa: E402
 import cifar  # noqa: E402
 import cifar_table  # noqa: E402
 import cost  # noqa: E402
+import latency  # noqa: E402
 import nets  # noqa: E402
 import recipes  # noqa: E402
 import results  # noqa: E402
+import smallest  # noqa: E402
 
 
 def row(case: cifar.Case, repair: str, top1: float, worst: float = 0.5) -> results.Row:
@@ -157,7 +160,39 @@ def test_a_plan_in_rounds_meets_the_same_budget(rounds: int) -> None:
     assert 0.68 < after / before <= 0.7
 
 
-@pytest.mark.parametrize("script", ["cifar.py", "cost.py"])
+def test_the_latency_page_tells_errors_of_all_plans_but_the_dense_one():
+    figures = [(10.0, 10.0, 100.0), (6.0, 5.0, 40.0), (3.0, 4.0, 20.0), (2.0, 2.0, 10.0)]
+    rows = [{"predicted": predicted, "measured": measured, "macs": macs} for predicted, measured, macs in figures]
+    off = latency.errors(rows)
+    assert off == pytest.approx({"median": 0.2, "largest": 0.25, "macs": 0.5, "macs, largest": 0.5, "rank": 1.0})
+    run = {"net": "ResNet-20", "batch": 1, "rows": rows, "operators": 9, "line": [0, 1], "filled": 2, "again": 0.1, "device": "cpu"}
+    page = latency.page({"runs": [run], "seed": 0, "threads": 1, "load": 3.0, "commit": "abc1234", "machine": "a machine"})
+    assert "| ResNet-20, cpu | 1 | 10.00 | 2.00 | 20.0 % | 25.0 % | 1.000 | 50.0 % | 50.0 % |" in page
+    assert "| ResNet-20, cpu | 1 | 40.0 | 6.000 | 5.000 | +20.0 % |" in page and "a load of 3.0" in page
+
+
+def test_a_part_of_the_page_on_scale_replaces_itself_only():
+    rows = [{"way": way, "size": 10**8, "seconds": [3.0, 1.0, 2.0], "memory": [1.04, 1.05]} for way in smallest.NAMES]
+    part = smallest.page({"rows": rows, "seed": 0, "threads": 2, "commit": "abc1234", "machine": "a machine"})
+    assert "Measured: 2.00 s and 1.050x." in part and "| 100,000,000 | 2.000 | 20.0 | 1.050 |" in part
+    first = smallest.written("", part)
+    assert first == f"# Scale\n\n{part}"
+    between = f"# Scale\n\nwords\n\n{smallest.TITLE}\n\nstale words\n\n## processes\n\nmore\n"
+    again = smallest.written(between, part)
+    assert again.startswith("# Scale\n\nwords\n\n") and again.endswith("\n## processes\n\nmore\n") and "stale" not in again
+    assert smallest.written(again, part) == again
+
+
+def test_the_allocation_page_has_a_line_a_way():
+    rows = [{"ratio": 1.5, "way": "solver", "straight": 0.7, "repaired": 0.8, "macs": 0.66}]
+    page = allocate.page({
+        "rows": rows, "dense": 0.92, "curves": {"a": [[0.5, 1.25]]}, "loss": 0.4, "images": 512, "test": 1000, "solver seconds": 0.5,
+        "seed": 0, "threads": 1, "commit": "abc1234", "machine": "a machine",
+    })  # fmt: skip
+    assert "| 1.5x | solver | 66.00 | 70.00 | 80.00 |" in page and "| a | 1.250 |" in page
+
+
+@pytest.mark.parametrize("script", ["cifar.py", "cost.py", "allocate.py"])
 def test_without_the_data_a_script_says_so_in_one_sentence(script: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(BENCHMARKS / script), "--data", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 2

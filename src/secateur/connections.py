@@ -15,7 +15,7 @@ from torch import Tensor
 from .budget import Target
 from .cost import PRICED, priced, prices
 from .errors import BudgetUnreachable
-from .smallest import bits_of, descend, float_of, smallest
+from .smallest import bits_of, descend, float_of, smallest, up_to
 from .structure import Structure
 from .tree import Keep, Scores
 
@@ -55,15 +55,19 @@ def lowest_under(
     while first < last:
         middle = (first + last) // 2
         first, last = (first, middle) if enough(found.below + in_order(found.equal, middle)) else (middle + 1, last)
-    removed = torch.minimum(found.below + in_order(found.equal, first), most)
-    return without_lowest(ranking, keep, dict(zip(names, removed.tolist()))), float_of(found.key, bits)
+    ties, cut = in_order(found.equal, first), float_of(found.key, bits)
+    gone = {}
+    for name, below, equal, may in zip(names, found.below.tolist(), ties.tolist(), most.tolist()):
+        values = ranking[name]
+        gone[name] = up_to(values, cut, equal) if below + equal <= may else smallest(values, may)
+    return without(keep, gone), cut
 
 
 def lowest_below(ranking: Scores, keep: Keep, stay: Mapping[str, int], threshold: float) -> tuple[Keep, float | None]:
     """What is kept of scores of at least the threshold, and the last score that left."""
     lower = torch.tensor([int((values < threshold).count_nonzero()) for values in ranking.values()])
     removed = dict(zip(ranking, torch.minimum(lower, may_leave(ranking, stay)).tolist()))
-    kept = without_lowest(ranking, keep, removed)
+    kept = without(keep, {name: smallest(values, removed[name]) for name, values in ranking.items()})
     gone = [float(values[~kept[name][keep[name]]].max()) for name, values in ranking.items() if removed[name]]
     return kept, max(gone, default=None)
 
@@ -77,14 +81,14 @@ def in_order(equal: Tensor, number: int) -> Tensor:
     return torch.minimum(equal, (number - (equal.cumsum(0) - equal)).clamp_min(0))
 
 
-def without_lowest(ranking: Scores, keep: Keep, removed: Mapping[str, int]) -> Keep:
-    """`keep` without so many of every group's units, its lowest."""
+def without(keep: Keep, gone: Scores) -> Keep:
+    """`keep` without these of the units that are still there, each group's in a flat vector."""
     kept = {}
     for name, mask in keep.items():
-        gone = smallest(ranking[name], removed[name])
-        if gone.numel() == mask.numel():
-            kept[name] = gone.logical_not_().view(mask.shape)
+        stays = gone[name].logical_not_()
+        if stays.numel() == mask.numel():
+            kept[name] = stays.view(mask.shape)
         else:
             kept[name] = mask.clone()
-            kept[name][mask] = gone.logical_not_()
+            kept[name][mask] = stays
     return kept

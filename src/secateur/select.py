@@ -54,7 +54,8 @@ def select(
         nothing stay as they are.
     within: an earlier plan: what it removed stays removed and counts.
     least, most: how many units (a whole number) or which share of them (0.1) every group keeps, and may lose; or by name or pattern:
-        least={"layer1.*": 0.5}. A global ranking can otherwise empty a layer down to its highest-scored unit.
+        least={"layer1.*": 0.5}. A global ranking can otherwise empty a layer down to its highest-scored unit, which cuts the network
+        nearly in two; a tenth is a good start.
     keep: names or patterns of groups that stay whole: ("conv1", "layer3.*").
     made: anything else the plan should remember of how it was made (JSON values).
 
@@ -171,7 +172,8 @@ def ranked(scores: Scores, keep: Keep, scope: str | Scope, structure: Structure)
         there[name] = values.reshape(-1) if mask.all() else values[mask]
     ranking = (SCOPES[scope] if isinstance(scope, str) else scope)(there, structure, keep)
     for name, values in there.items():
-        if name not in ranking or ranking[name].shape != values.shape or not all_finite(ranking[name]):
+        made = ranking.get(name)
+        if made is not values and (made is None or made.shape != values.shape or not all_finite(made)):
             raise BadInput(
                 f"The scope did not give one finite number for each of the {len(values)} units of {name}. Return one for every unit."
             )

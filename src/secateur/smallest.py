@@ -60,11 +60,16 @@ def smallest(values: Tensor, k: int) -> Tensor:
     if not 0 < k < values.numel():
         return torch.full(values.shape, k > 0, dtype=torch.bool, device=values.device)
     end = threshold(values, k)
-    chosen, ties = torch.empty(values.shape, dtype=torch.bool, device=values.device), end.ties
+    return up_to(values, end.value, end.ties)
+
+
+def up_to(values: Tensor, end: float, ties: int) -> Tensor:
+    """A bool for every score: whether it is below `end`, or among the first `ties` that equal it."""
+    chosen = torch.empty(values.shape, dtype=torch.bool, device=values.device)
     for part, marks in zip(torch.split(values.reshape(-1), CHUNK), torch.split(chosen.view(-1), CHUNK)):
-        torch.lt(part, end.value, out=marks)
+        torch.lt(part, end, out=marks)
         if ties:
-            places = (part == end.value).nonzero()[:ties, 0]
+            places = (part == end).nonzero()[:ties, 0]
             marks[places] = True
             ties -= len(places)
     return chosen
