@@ -24,6 +24,11 @@ VERSION = 2
 
 def write_sensitivity(path: str | Path, sensitivity: Sensitivity) -> None:
     """One safetensors file, whole or not at all. Raises BadInput where it cannot be written."""
+    write_atomic(path, to_bytes(sensitivity))
+
+
+def to_bytes(sensitivity: Sensitivity) -> bytes:
+    """The file's content."""
     parts = {"global": sensitivity.global_, "local": sensitivity.local, "spread": sensitivity.spread, "error": sensitivity.error or {}}
     parts |= {f"key{index}": scores for index, scores in enumerate(sensitivity.keys.values())}
     tensors = {f"{part}/{name}": value.cpu().contiguous().clone() for part, scores in parts.items() for name, value in scores.items()}
@@ -32,7 +37,8 @@ def write_sensitivity(path: str | Path, sensitivity: Sensitivity) -> None:
     told |= {"stability": asdict(sensitivity.stability) if sensitivity.stability else None, "error": sensitivity.error is not None}
     told["model"] = sensitivity.digest
     told["digest"] = digest(tensors, told)
-    write_atomic(path, save(tensors, metadata={"secateur": json.dumps(told)}))
+    content: bytes = save(tensors, metadata={"secateur": json.dumps(told)})
+    return content
 
 
 def read_sensitivity(path: str | Path) -> Sensitivity:
