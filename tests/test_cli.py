@@ -94,6 +94,9 @@ def not_a_number(outputs, targets):
 def without_derivative(outputs, targets):
     return (outputs.argmax(1) == targets).float().mean()
 
+def halves(batch):
+    return [f"half {number % 2}" for number in range(len(batch[1]))]
+
 def upside_down(task, structure):
     for gradient in task.gradients():
         yield {name: -value.abs() for name, value in structure.reduce(gradient).items()}
@@ -168,6 +171,13 @@ BAD: dict[str, tuple[list[str], str]] = {
     "local above 1": (pruning(local=2), "--local"),
     "distill above 1": (pruning(distill=2), "--distill"),
     "no batch": (pruning(batch=0), "--batch"),
+    "a share of an unknown cost": (pruning(amount=None, budget="flops=0.5"), "no cost 'flops'"),
+    "no such sensitivity": (pruning(sensitivity="nowhere"), "nowhere does not exist"),
+    "a sensitivity that is none": (pruning(sensitivity="w.safetensors"), "w.safetensors is damaged or was not written"),
+    "a sensitivity for rounds": (pruning(sensitivity="s", schedule="cubic"), "--sensitivity"),
+    "enough for rounds": (pruning(enough=0.9, schedule="cubic"), "--enough"),
+    "enough above 1": (pruning(enough=1.5), "--enough"),
+    "no such contexts": (pruning(contexts="net.py:nothere"), "nothere"),
     "no samples": (pruning(samples=0), "--samples must be at least 1"),
     "no samples to measure": ([*MEASURE, "s.safetensors", "--samples", "0"], "--samples must be at least 1"),
     "no batch to measure": ([*MEASURE, "s.safetensors", "--batch", "0"], "--batch must be at least 1"),
@@ -281,6 +291,59 @@ def test_as_much_as_costs_so_much_accuracy(here: Path):
     made = read_plan("out").made
     assert len(made["trials"]) == 7 and made["drop"] == 100 and made["reached"] >= 0
     assert made["amount"] == max(amount for amount, value in made["trials"] if value is not None)
+
+
+def test_a_sensitivity_is_used_instead_of_measuring_again(here: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    usual = {"criterion": "fisher", "contexts": "net.py:halves", "local": 0.3, "quiet": True}
+    assert run(pruning(**usual)) == 0
+    words = [*MEASURE, "s.safetensors", "--weights", "w.safetensors", "--criterion", "fisher", "--contexts", "net.py:halves", "--quiet"]
+    assert run(words) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_prune, "measure", lambda *arguments, **options: pytest.fail("it measured again"))
+        assert run(pruning(sensitivity="s.safetensors", local=0.3, out="again", quiet=True)) == 0
+        assert run(pruning(sensitivity="s.safetensors", **usual, out="again")) == 0
+    for name in ("model.safetensors", "scores.safetensors", "sensitivity.safetensors"):
+        assert (here / "again" / name).read_bytes() == (here / "out" / name).read_bytes()
+    made = read_plan("again").made
+    assert (made["criterion"], made["contexts"]) == ("fisher", "halves")
+    story = json.loads((here / "again" / "report.json").read_text())
+    assert {one["key"] for one in story["depth"]["lost"]} == {"half 0", "half 1"}
+    capsys.readouterr()
+    for options, fact in (
+        ({"criterion": "l2"}, "--criterion l2 asks for a measurement, but s.safetensors is one (by fisher, halves)"),
+        ({"contexts": "sample"}, "--contexts sample"),
+        ({"enough": 0.5}, "--enough 0.5"),
+        ({"weights": None, "seed": 3}, "measured on other weights"),
+        ({"structure": "weights"}, "in the group 0.weight"),
+    ):
+        assert run(pruning(sensitivity="s.safetensors", out="third", **options)) == 2
+        said = capsys.readouterr().err
+        assert fact in said and said.count("\n") == 1
+    assert not (here / "third").exists()
+
+
+def test_shares_and_sizes_in_one_budget(here: Path):
+    assert run(pruning(amount=None, budget="macs=0.4, bytes=3.5 kB", quiet=True)) == 0
+    plan = read_plan("out")
+    assert plan.cost["macs"][1] <= 0.6 * plan.cost["macs"][0] and plan.cost["bytes"][1] <= 3500
+    assert plan.made["amount"] == {"macs": 0.4}
+    assert run(pruning(amount=0.2, of="parameters", budget="macs=0.6", quiet=True)) == 0
+    plan = read_plan("out")
+    assert plan.cost["macs"][1] <= 0.4 * plan.cost["macs"][0] and plan.made["amount"] == {"parameters": 0.2, "macs": 0.6}
+
+
+def test_measuring_stops_when_it_is_sure_enough(here: Path):
+    assert run(pruning(enough=0.1, batch=4, quiet=True)) == 0
+    story = json.loads((here / "out" / "report.json").read_text())
+    assert story["depth"]["sure"]["samples"] == 32 < 160 and story["depth"]["sure"]["agreement"] >= 0.1
+
+
+def test_the_report_shows_the_sensitivity_in_depth(here: Path):
+    assert run(pruning(contexts="class", local=0.3, quiet=True)) == 0
+    depth = json.loads((here / "out" / "report.json").read_text())["depth"]
+    assert [row["name"] for row in depth["rows"]] == ["0", "3"] and len(depth["lost"]) == 10
+    page = (here / "out" / "report.html").read_text()
+    assert 'id="map"' in page and 'id="lost"' in page and "class 3" in page and 'id="sure"' in page
 
 
 WRONG: dict[str, Callable[[dict], object]] = {

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.cli_explain import SENSITIVITY, files_of
+from secateur.cli_explain import files_of
 from secateur.cost import COSTS, costs
 from secateur.explain import INSTEAD, explain
 from secateur.leaving import Leaving, leaving
@@ -187,8 +187,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Made]:
     model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 4))
     data = [(torch.randn(16, 6), torch.arange(16) % 4) for _ in range(4)]
     result = sc.prune(model, data[0][0], data, F.cross_entropy, contexts="class", amount=0.4, scope=request.param)
-    sc.write_sensitivity(tmp_path / "s", result.sensitivity)
-    extra = files_of(result.structure, result.scores, result.plan) | {SENSITIVITY: (tmp_path / "s").read_bytes()}
+    extra = files_of(result.structure, result.sensitivity, result.scores, result.plan)
     assert ("ranking.safetensors" in extra) == (request.param != "global")
     sc.save(tmp_path / "out", result.model, result.plan, extra=extra)
     return tmp_path / "out", (result.plan, result.sensitivity, result.scores, result.structure)

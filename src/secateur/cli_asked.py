@@ -89,7 +89,7 @@ class Asked:
                 shares[one_of(name.strip(), (*COSTS, *RUN), "cost")] = number
             else:
                 rest.append(part)
-        budget = ";".join(rest) or None
+        budget = (";".join(rest) or None) if shares else self.budget
         absolute(budget)
         if not shares:
             return self.amount, budget

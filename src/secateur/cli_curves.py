@@ -84,4 +84,4 @@ def read_curves(file: Path) -> Stored:
     try:
         return stored(Curves.from_json(file.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        raise Unreadable(f"{file} cannot be read: {error}. Make it with: secateur curves ... --out {file}") from error
+        raise Unreadable(f"{file} cannot be read: {error}. Make it with secateur curves ... --out {file}, or name another file.") from error

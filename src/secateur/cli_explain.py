@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import BadInput, Unreadable
@@ -16,17 +16,18 @@ from .files import read_plan
 from .folders import present
 from .leaving import Leaving, leaving
 from .plan import Plan
-from .sensitivity_file import read_sensitivity
+from .sensitivity import Sensitivity
+from .sensitivity_file import read_sensitivity, to_bytes
 from .structure import Structure
 from .tree import Scores
 
 SENSITIVITY, SCORES, RANKING, UNITS = "sensitivity.safetensors", "scores.safetensors", "ranking.safetensors", "units.json"
 
 
-def files_of(structure: Structure, scores: Scores, plan: Plan) -> dict[str, bytes | str]:
-    """What `explain_folder` reads beside the plan and the sensitivity: by name, the content. The ranking, where it is not the scores."""
+def files_of(structure: Structure, sensitivity: Sensitivity, scores: Scores, plan: Plan) -> dict[str, bytes | str]:
+    """What `explain_folder` reads beside the plan: by name, the content. A ranking where it is not the scores."""
     facts = leaving(structure, scores, plan)
-    files: dict[str, bytes | str] = {SCORES: packed(scores), UNITS: facts.to_json()}
+    files: dict[str, bytes | str] = {SENSITIVITY: to_bytes(sensitivity), SCORES: packed(scores), UNITS: facts.to_json()}
     return files | ({} if plan.made.get("scope") == "global" else {RANKING: packed(facts.ranking)})
 
 
@@ -55,7 +56,7 @@ def facts_fit(plan: Plan, facts: Leaving, place: Path) -> None:
 
 
 def packed(scores: Scores) -> bytes:
-    content: bytes = to_bytes({name: value.detach().cpu().contiguous().clone() for name, value in scores.items()})
+    content: bytes = save({name: value.detach().cpu().contiguous().clone() for name, value in scores.items()})
     return content
 
 

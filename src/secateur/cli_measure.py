@@ -37,16 +37,15 @@ def refuse(file: Path) -> None:
 
 def of_model(sensitivity: Sensitivity, structure: Structure, file: Path) -> Sensitivity:
     """Raises BadInput where the file is of another model, or of other units of it."""
-    again = f"Measure again: secateur measure ... --out {file}"
     if sensitivity.digest and sensitivity.digest != structure.digest:
-        raise BadInput(f"{file} was measured on other weights than those of this model. {again}")
+        raise BadInput(f"{file} was measured on other weights than those of this model. Measure again with secateur measure.")
     for name in [*structure.groups, *sensitivity.global_]:
         now = structure.groups[name].shape if name in structure.groups else None
         then = tuple(sensitivity.global_[name].shape) if name in sensitivity.global_ else None
         if now != then:
             raise BadInput(
                 f"{file} has {then or 'no units'} in the group {name}, but this model's structure has {now or 'none'}. "
-                f"Give the same --structure, --units and --exact, or measure again: secateur measure ... --out {file}"
+                f"Give the same --structure, --units and --exact, or measure again with secateur measure."
             )
     return sensitivity
 

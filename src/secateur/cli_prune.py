@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from torch import nn
 
@@ -31,7 +30,7 @@ from .report import Story, render, story_of
 from .rounds import round_folder, rounds
 from .select import ranked, select
 from .sensitivity import Sensitivity, merge
-from .sensitivity_file import read_sensitivity, write_sensitivity
+from .sensitivity_file import read_sensitivity
 from .structure import all_kept
 from .surgery import shrink
 from .task import Task
@@ -243,9 +242,6 @@ def write(asked: Asked, given: Given, found: Found, story: Story) -> None:
     extra: dict[str, bytes | str] = {
         "split.json": json.dumps(given.splits.record, indent=1), "report.json": story.to_json(), "report.html": render(story),
     }  # fmt: skip
-    with TemporaryDirectory() as folder:
-        write_sensitivity(Path(folder) / "sensitivity.safetensors", found.sensitivity)
-        extra["sensitivity.safetensors"] = (Path(folder) / "sensitivity.safetensors").read_bytes()
-    extra |= files_of(given.structure, found.scores, found.plan)
+    extra |= files_of(given.structure, found.sensitivity, found.scores, found.plan)
     save(asked.out, list(found.models.values())[-1], plan, asked.force, extra)
     forget_rounds(asked)

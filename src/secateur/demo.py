@@ -15,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .api import prune
+from .cli_explain import files_of
 from .evaluate import compare, evaluate
 from .files import save
 from .finetune import Tuned, finetune
@@ -121,8 +122,10 @@ def run_demo(folder: str | Path = "secateur-demo", seed: int = 0, bar: Bar = lam
             title="Secateur's demo: handwritten digits", subject="channels", machine=machine(), notes=[*told(table), CURVE],
         )  # fmt: skip
     for name in ("connections", GRADUAL, "channels"):
-        plan = cuts[name].plan.note(model="secateur.demo:build", data="digits", seed=seed)
-        save(place / name.rpartition(", ")[2], cuts[name].tuned.model, plan, force=True)
+        cut = cuts[name]
+        plan = cut.plan.note(model="secateur.demo:build", data="digits", seed=seed)
+        extra = files_of(cut.structure, cut.sensitivity, cut.scores, cut.plan) if cut is chosen else None  # what `explain` reads
+        save(place / name.rpartition(", ")[2], cut.tuned.model, plan, force=True, extra=extra)
     write_report(place / "report.html", story)
     return Demo(table, story, story.notes, place / "report.html")
 

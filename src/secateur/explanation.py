@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from .table import shown
 
-NAMED = 4  # keys in the text
+NAMED = 4  # keys, and other units, in the text
 STYLES = {"bytes": "bytes"}
 WORDS = {"macs": "MACs a sample", "bytes": ""}
 
@@ -85,7 +85,7 @@ class Explanation:
             f"  local:  rank {self.local_rank:,} of {of}, {percent(self.local_share)}",
             "  who needs it:" if self.needs else "",
             *(f"    {self.named_need(need)}" for need in self.needs[:NAMED]),
-            ("  next to go: " if self.kept else "  had it stayed, next to go: ") + "; ".join(map(named, self.instead))
+            ("  next to go: " if self.kept else "  had it stayed, next to go: ") + "; ".join(map(named, self.instead[:NAMED]))
             if self.instead
             else "",
             "  leaves with it: " + ", ".join(f"{tensor} [{dim}]" for tensor, dim in self.members) if self.members else "",

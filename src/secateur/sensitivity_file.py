@@ -24,6 +24,11 @@ VERSION = 2
 
 def write_sensitivity(path: str | Path, sensitivity: Sensitivity) -> None:
     """One safetensors file, whole or not at all. Raises BadInput where it cannot be written."""
+    write_atomic(path, to_bytes(sensitivity))
+
+
+def to_bytes(sensitivity: Sensitivity) -> bytes:
+    """The file's content."""
     parts = {"global": sensitivity.global_, "local": sensitivity.local, "spread": sensitivity.spread, "error": sensitivity.error or {}}
     parts |= {f"key{index}": scores for index, scores in enumerate(sensitivity.keys.values())}
     tensors = {f"{part}/{name}": value.cpu().contiguous().clone() for part, scores in parts.items() for name, value in scores.items()}
@@ -32,7 +37,8 @@ def write_sensitivity(path: str | Path, sensitivity: Sensitivity) -> None:
     told |= {"stability": asdict(sensitivity.stability) if sensitivity.stability else None, "error": sensitivity.error is not None}
     told["model"] = sensitivity.digest
     told["digest"] = digest(tensors, told)
-    write_atomic(path, save(tensors, metadata={"secateur": json.dumps(told)}))
+    content: bytes = save(tensors, metadata={"secateur": json.dumps(told)})
+    return content
 
 
 def read_sensitivity(path: str | Path) -> Sensitivity:
@@ -62,7 +68,7 @@ def read_sensitivity(path: str | Path) -> Sensitivity:
             digest=str(told["model"]),
         )
     except FileNotFoundError as error:
-        raise Unreadable(f"{path} does not exist. Make it with: secateur measure ... --out {path}") from error
+        raise Unreadable(f"{path} does not exist. Make it with secateur measure ... --out {path}, or name another file.") from error
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, Unreadable):
             raise

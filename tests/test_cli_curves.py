@@ -1,0 +1,97 @@
+"""`secateur curves`: the file, the page, and the report that shows them; a second call measures only what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+pytest.importorskip("typer")
+
+from secateur import Curves, cli_curves
+from secateur.cli import run
+from secateur.frontends.models import build_of
+from test_cli import NET, pruning
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "net.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_file(build_of("net.py:build")().state_dict(), tmp_path / "w.safetensors")
+    return tmp_path
+
+
+def curving(*more: str, out: str = "c.json", amounts: str = "0.25,0.5") -> list[str]:
+    usual = ["curves", "net.py:build", "--weights", "w.safetensors", "--data", "net.py:data", "--out", out]
+    return [*usual, "--amounts", amounts, "--criterion", "magnitude", *more]
+
+
+def test_the_file_the_page_and_the_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(curving()) == 0
+    said = capsys.readouterr().out
+    assert "25 %" in said and "c.html" in said
+    made = Curves.from_json((here / "c.json").read_text())
+    assert {name: list(points) for name, points in made.points.items()} == {"0": [0.25, 0.5], "3": [0.25, 0.5]}
+    assert 'id="alone"' in (here / "c.html").read_text()
+    assert run(pruning(quiet=True)) == 0
+    before = (here / "out" / "report.html").read_text()
+    assert 'id="alone"' not in before
+    assert run(["report", "out", "--curves", "c.json"]) == 0
+    shown = (here / "out" / "report.html").read_text()
+    assert 'id="alone"' in shown
+    told = json.loads((here / "out" / "report.json").read_text())["layer_curves"]
+    assert [point["amount"] for point in told["0"]] == [0, 0.25, 0.5]
+    assert told["3"][1]["top1"] == made.points["3"][0.25]["top1"] and told["3"][0]["top1"] == made.dense["top1"]
+    assert run(["report", "out"]) == 0 and (here / "out" / "report.html").read_text() == shown  # from now on
+
+
+def test_what_is_there_is_not_measured_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(curving("--groups", "3", "--quiet")) == 0
+    times: list[tuple[int, int | None]] = []
+    real = cli_curves.curves
+    monkeypatch.setattr(
+        cli_curves, "curves", lambda *a, **k: real(*a, **{**k, "progress": lambda done, total: times.append((done, total))})
+    )
+    assert run(curving("--quiet")) == 0
+    assert times[0] == (2, 4)  # of two groups at two amounts
+    whole = (here / "c.json").read_bytes()
+    assert run(curving("--quiet")) == 0 and (here / "c.json").read_bytes() == whole
+
+
+def test_scores_may_come_from_a_file(here: Path) -> None:
+    measure = ["measure", "net.py:build", "--weights", "w.safetensors", "--data", "net.py:data", "--out", "s", "--quiet"]
+    assert run([*measure, "--criterion", "magnitude"]) == 0
+    assert run(curving("--quiet")) == run(curving("--quiet", "--sensitivity", "s", out="d.json")) == 0
+    assert (here / "c.json").read_text() == (here / "d.json").read_text()
+
+
+BAD = {
+    "amounts that are none": (curving(amounts="0.5,x"), "fractions in 0..1"),
+    "amounts of nothing": (curving(amounts="0"), "fractions in 0..1"),
+    "no such group": (curving("--groups", "9"), "No group is called 9"),
+    "a file that is none": (curving("--sensitivity", "w.safetensors"), "w.safetensors"),
+    "no folder": (curving(out="no/c.json"), "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(here.iterdir())
+    words, fact = BAD[case]
+    assert run(words) == 2
+    said = capsys.readouterr().err
+    assert fact in said and said.count("\n") == 1 and [path for path in sorted(here.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_curves_that_are_none_leave_the_report_as_it_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(pruning(quiet=True)) == 0
+    before = (here / "out" / "report.json").read_bytes(), (here / "out" / "report.html").read_bytes()
+    for name in ("w.safetensors", "nowhere"):
+        assert run(["report", "out", "--curves", name]) == 2
+        assert name in capsys.readouterr().err or name == "w.safetensors"
+    assert before == ((here / "out" / "report.json").read_bytes(), (here / "out" / "report.html").read_bytes())
