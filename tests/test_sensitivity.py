@@ -205,6 +205,16 @@ def test_memory_does_not_grow_with_the_data(contexts: str, local: str | float) -
     assert held(20) == held(60) and held(60)[0] <= 3
 
 
+def test_without_a_weight_keys_are_merged_by_their_root_mean_square_and_the_rest_by_the_mean() -> None:
+    task = Task(mlp(4, 5, 3), batches(3, 8, 4, 3), F.cross_entropy)
+    measured = measure(task, weights(task.model), "taylor", contexts="class")
+    expected = tree.apply(lambda *keys: torch.stack(keys).square().mean(0).sqrt(), *measured.keys.values())
+    torch.testing.assert_close(merge(measured), expected)
+    torch.testing.assert_close(merge(measured, "rms"), expected)
+    by_batch = measure(task, weights(task.model), "taylor")
+    torch.testing.assert_close(merge(by_batch), by_batch.global_)
+
+
 def test_merging_goes_from_global_to_local() -> None:
     task, structure = toy()
     measured = measure(task, structure)
@@ -355,7 +365,7 @@ def test_a_score_that_is_not_finite_names_the_class() -> None:
         measure(task, structure, mine, contexts="class")
 
 
-@pytest.mark.parametrize("local", [-0.1, 1.1, float("nan"), "0.5", True, None])
+@pytest.mark.parametrize("local", [-0.1, 1.1, float("nan"), "0.5", True])
 def test_a_weight_outside_its_range_is_said(local: object) -> None:
     task, structure = toy()
     with pytest.raises(BadInput, match=r"0\.\.1"):

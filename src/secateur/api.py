@@ -27,7 +27,7 @@ from .plan import Plan
 from .repair import reestimate
 from .scope import Scope
 from .select import select
-from .sensitivity import Sensitivity, merge
+from .sensitivity import Sensitivity, merge, weight_of
 from .structure import Channels, Structure, layers, weights
 from .structure import as_graph as graph
 from .structure import channels as traced_channels
@@ -58,7 +58,7 @@ def prune(
     structure: str | Structure = "channels",
     criterion: str | Criterion = "taylor",
     contexts: str | Keys = "batch",
-    local: float = 0.0,
+    local: float | str | None = None,
     amount: Amount | None = None,
     of: Of = "units",
     budget: Budget | None = None,
@@ -85,7 +85,8 @@ def prune(
     structure: "channels" or "layers" (really smaller), "weights" (zeros at the old size), or a Structure made before.
     criterion, contexts: how importance is measured, and on which pieces of the data: "batch", "sample", "class", or a function
         batch -> keys, as in `measure`.
-    local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global.
+    local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global, or "rms", as in `merge`; None:
+        "rms" where contexts have keys (classes, say), else 0.
     amount, of: the fraction to remove of "units", "parameters", "macs", "bytes", "activations" (at their peak, on the example) or "latency"
         (milliseconds on this machine, of the example); or a fraction of each of several: {"macs": 0.5, "latency": 0.2}.
     budget: the most that may be left: "7 MB", "3 M parameters", "macs=30 M, 5 ms". threshold: remove all units scored below.
@@ -109,8 +110,8 @@ def prune(
     def at(amount: Amount | None) -> Pruned:
         plan = select(
             scores, found, amount, of, scope, threshold, multiple, budget=budget, least=least, most=most, keep=keep,
-            criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=local, samples=sensitivity.samples, repair=repair,
-            exact=exact, as_graph=as_graph, seed=seed,
+            criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=weight_of(sensitivity, local),
+            samples=sensitivity.samples, repair=repair, exact=exact, as_graph=as_graph, seed=seed,
         )  # fmt: skip
         return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, found, sensitivity, scores)
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from .api import STRUCTURES, structure_of
-from .cli_asked import Asked, kinds_of
+from .cli_asked import Asked, kinds_of, local_in
 from .cli_curves import curves_into, read_curves
 from .cli_evaluate import evaluate_folder
 from .cli_explain import explain_folder
@@ -150,7 +150,7 @@ def prune(
     structure: Structure = "channels",
     criterion: Criterion = "taylor",
     contexts: Contexts = "batch",
-    local: Annotated[float, typer.Option(metavar="0..1", help="the weight of local sensitivity")] = 0.0,
+    local: Annotated[str | None, typer.Option(metavar="0..1|rms", help="weight of local sensitivity; else rms by key, 0 by batch")] = None,
     scope: Annotated[str, typer.Option(metavar="NAME", help="global, layer, lamp, per-mac, ...")] = "global",
     multiple: Annotated[int, typer.Option(metavar="N", help="keep multiples of N units")] = 1,
     least: Annotated[str, typer.Option(metavar="N", help="every group keeps: 4, 0.1 or name=4,..")] = "1",
@@ -176,8 +176,8 @@ def prune(
 ) -> None:
     """Remove what matters least, repair, fine-tune, compare; go on after a stop."""
     asked = Asked(
-        model, data, out, amount, of, threshold, weights, example, loss, structure, criterion, contexts, local, scope, multiple, units,
-        exact, as_graph, schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force, budget, drop,
+        model, data, out, amount, of, threshold, weights, example, loss, structure, criterion, contexts, local_in(local), scope, multiple,
+        units, exact, as_graph, schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force, budget, drop,
         least, most, keep, sensitivity, enough,
     )  # fmt: skip
     with bars(quiet) as bar:

@@ -46,7 +46,7 @@ class Asked:
     structure: str
     criterion: str
     contexts: str
-    local: float
+    local: float | str | None
     scope: str
     multiple: int
     units: str | None
@@ -167,7 +167,7 @@ def check(asked: Asked) -> None:
     for name, value in (("tune", asked.tune), ("curve", asked.curve)):
         at_least(name, value, 0)
     seed_in_range(asked.seed)
-    for name, share in (("local", asked.local), ("distill", asked.distill), ("enough", asked.enough)):
+    for name, share in (("distill", asked.distill), ("enough", asked.enough)):
         if share is not None and not 0 <= share <= 1:
             raise BadInput(f"--{name} must lie in 0..1, but it is {share}.")
     if not 0 < asked.lr < float("inf"):
@@ -176,6 +176,19 @@ def check(asked: Asked) -> None:
     check_writable(asked.out, asked.force)
     if asked.gradual:
         check_rounds(asked)
+
+
+def local_in(text: str | None) -> float | str | None:
+    """The weight of local sensitivity that the option gives. Raises BadInput."""
+    if text is None or text == "rms":
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise BadInput(f"--local must be a number in 0..1 or rms, but it is {text}.")
+    return share
 
 
 def check_measured(asked: Asked, sensitivity: Sensitivity) -> None:

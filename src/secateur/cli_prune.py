@@ -29,7 +29,7 @@ from .progress import Bar, Tell, silent
 from .report import Story, render, story_of
 from .rounds import round_folder, rounds
 from .select import ranked, select
-from .sensitivity import Sensitivity, merge
+from .sensitivity import Sensitivity, merge, weight_of
 from .sensitivity_file import read_sensitivity
 from .structure import all_kept
 from .surgery import shrink
@@ -83,7 +83,7 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
     def plan_at(amount: Amount | None) -> Plan:
         return select(
             scores, given.structure, amount, given.of, asked.scope, asked.threshold, asked.multiple, budget=given.budget, least=least,
-            most=most, keep=keep, criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=asked.local,
+            most=most, keep=keep, criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=weight_of(sensitivity, asked.local),
             samples=sensitivity.samples, exact=asked.exact, units=asked.kinds, as_graph=asked.as_graph,
         )  # fmt: skip
 
@@ -205,7 +205,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     curve: dict[str, list[dict[str, float]]] = {}
     if asked.curve:
         label = found.sensitivity.criterion if asked.sensitivity else asked.criterion
-        label += f", local {asked.local:g}" if asked.local else ""
+        label += f", local {weight}" if (weight := weight_of(found.sensitivity, asked.local)) else ""
         curve = curve_of(
             given.model, First(given.splits.validation, asked.curve), {label: found.scores}, given.measuring(asked), given.loss,
             given.structure, one_cost(asked, given), asked.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),
@@ -214,8 +214,9 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
     table = replace(table, notes=(*table.notes, *nearly_empty(found.plan)))
     notes = [*found.notes, *([CURVE] if curve else [])]
+    local = weight_of(found.sensitivity, asked.local)
     return story_of(
-        found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=asked.local,
+        found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=local,
         title=f"{asked.model}, pruned", machine=machine(), notes=notes, by_rounds=asked.gradual,
         scoped=lambda values: ranked(values, all_kept(given.structure), asked.scope, given.structure),
     )  # fmt: skip

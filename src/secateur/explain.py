@@ -161,7 +161,7 @@ def how(plan: Plan) -> str:
     made = plan.made
     asked = [f"{name} {words(made[name])}" for name in ("amount", "budget", "drop", "threshold") if made.get(name) is not None]
     of = f" of {made['of']}" if isinstance(made.get("amount"), float) and isinstance(made.get("of"), str) else ""
-    local = f", local {made['local']:g}" if isinstance(made.get("local"), float) and made["local"] else ""
+    local = f", local {made['local']}" if made.get("local") else ""
     return f"scope {made.get('scope', 'global')}, {'; '.join(asked)}{of}{local}"
 
 

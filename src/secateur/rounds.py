@@ -78,7 +78,7 @@ def rounds(
     structure: str = "channels",
     criterion: str | Criterion = "taylor",
     contexts: str | Keys = "batch",
-    local: float = 0.0,
+    local: float | str | None = None,
     of: str = "units",
     scope: str | Scope = "global",
     multiple: int = 1,

@@ -111,7 +111,7 @@ def story_of(
     *,
     curve: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
     history: Sequence[Mapping[str, object]] = (),
-    local: float | None = None,
+    local: float | str | None = None,
     title: str = "What was pruned, and what it cost",
     subject: str = "",
     machine: str = "",
