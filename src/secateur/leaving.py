@@ -63,10 +63,15 @@ def leaving(structure: Structure, scores: Scores, plan: Plan) -> Leaving:
     stay = floors(structure.groups, limit(made.get("least"), 1), limit(made.get("most"), 1.0), names(made.get("keep")))
     paths: Mapping[str, tuple[str, ...]] = getattr(structure, "blocks", {})
     groups = {
-        name: Coupled(group.kind, stay[name], group.members, group.through[:TOLD], saved(structure, name), paths.get(name, ()))
+        name: Coupled(group.kind, stay[name], own(structure, name), group.through[:TOLD], saved(structure, name), paths.get(name, ()))
         for name, group in structure.groups.items()
     }
     return Leaving(groups, ranked(scores, all_kept(structure), str(scope), structure))
+
+
+def own(structure: Structure, name: str) -> tuple[tuple[str, int], ...]:
+    """What is cut together; a connection leaves alone."""
+    return () if structure.kind == "weights" else structure.groups[name].members
 
 
 def limit(value: object, otherwise: float) -> Limit:
