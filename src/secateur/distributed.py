@@ -61,16 +61,17 @@ class Processes:
 
     def state(self, source: int, collector: Collector) -> tuple[dict[str, object], dict[str, Tensor]]:
         """The state of the collector of the process `source`."""
-        told, tensors = collector.state() if self.rank == source else ({}, {})
+        own = collector.state()
+        device = next((value.device for value in own[1].values()), torch.device(self.device))
+        told, tensors = own if self.rank == source else ({}, {})
         form = [(name, str(value.dtype), list(value.shape)) for name, value in tensors.items()]
         told, form = json.loads(self.text(source, json.dumps([told, form])))
-        device = next(iter(tensors.values())).device if tensors else None
         received = {}
         for name, dtype, shape in form:
             value = tensors[name] if name in tensors else torch.empty(shape, dtype=TYPES[dtype])
             value = value.to(self.device).contiguous()
             dist.broadcast(value, source)
-            received[name] = value if device is None else value.to(device)
+            received[name] = value.to(device)
         return told, received
 
     def agree(self, settings: str) -> None:

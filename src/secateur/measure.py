@@ -70,17 +70,18 @@ def measure(
     check(enough, amount, checkpoint is not None, split, sharded, group)
     if getattr(function, "func", function) in IN_ORDER and (checkpoint or group.size > 1):
         raise BadInput(f"Scores by {name} depend on the batches before: measure them in one process, and without checkpoint=.")
+    total, device = length(task.data), device_of(task.model)
     settings: dict[str, object] = {"criterion": name, "contexts": called, "local": local, "seed": task.seed, "model": structure.digest}
-    settings |= {"groups": {name: list(each.shape) for name, each in structure.groups.items()}, "batches": length(task.data)}
+    settings |= {"groups": {name: list(each.shape) for name, each in structure.groups.items()}, "batches": total}
     collector = Collector(structure, name, called, local, task.seed)
     if sharded:  # all processes compute every piece together, and each has the scores of its shards
         task, group = ShardedTask(task.model, task.data, task.loss, task.seed), Processes()
-    group.agree(json.dumps({**settings, "batches": split and length(task.data), "enough": enough, "amount": amount}))
-    between = Between(collector, group, watch, Checkpoint(Path(checkpoint), settings) if checkpoint else None, enough, amount)
-    start, chance = between.begin(), partial(chance_at, task.seed, device_of(task.model))
+    group.agree(json.dumps({**settings, "batches": split and total, "enough": enough, "amount": amount}))
+    kept = Checkpoint(Path(checkpoint), settings, str(device)) if checkpoint else None
+    between = Between(collector, group, watch, kept, enough, amount)
+    start, chance = between.begin(), partial(chance_at, task.seed, device)
     stream = Stream(task.data, cut, start, group.rank, group.size, split, between, chance)
-    total = length(task.data)
-    with seeded(task.seed, device_of(task.model)):
+    with seeded(task.seed, device):
         try:
             yielded: object = function(replace(task, data=stream, first=stream.first, every=group.size), structure)
             if not isinstance(yielded, Iterable):

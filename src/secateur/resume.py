@@ -22,10 +22,14 @@ EVERY = 30.0  # seconds between two writes
 
 @dataclass
 class Checkpoint:
-    """The file of a measurement of these settings (JSON values), written now and then, and gone when it is finished."""
+    """The file of a measurement of these settings (JSON values), written now and then, and gone when it is finished.
+
+    device: where the scores are.
+    """
 
     path: Path
     settings: Mapping[str, object]
+    device: str = "cpu"
     last: float = field(default_factory=time.monotonic)
 
     @property
@@ -50,7 +54,7 @@ class Checkpoint:
                 if header.get("format") != FORMAT:
                     raise Unreadable(f"{self.path} is not a checkpoint of this version ({FORMAT}). Remove it, or give another file.")
                 facts = json.loads(header["facts"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                tensors = {name: file.get_tensor(name).to(self.device) for name in file.keys()}  # noqa: SIM118 - not a dict
             self.compare(facts["settings"])
             return empty.restored((facts["state"], tensors)), Position(*(int(number) for number in facts["place"]))
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
