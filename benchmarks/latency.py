@@ -71,24 +71,29 @@ def errors(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Of all plans but the dense one, relative to its measured time: median and largest, also of times told from MACs alone."""
     dense, *small = rows
     told = [abs(row["predicted"] / row["measured"] - 1) for row in small]
+    ratio = [abs(row["predicted"] / dense["predicted"] * dense["measured"] / row["measured"] - 1) for row in small]
     macs = [abs(dense["measured"] * row["macs"] / dense["macs"] / row["measured"] - 1) for row in small]
     ranks = [[sorted(row[kind] for row in small).index(row[kind]) for row in small] for kind in ("predicted", "measured")]
     apart = sum((a - b) ** 2 for a, b in zip(*ranks))
     return {
-        "median": statistics.median(told), "largest": max(told), "macs": statistics.median(macs), "macs, largest": max(macs),
+        "median": statistics.median(told), "largest": max(told), "ratio": statistics.median(ratio), "macs": statistics.median(macs),
+        "macs, largest": max(macs),
         "rank": 1 - 6 * apart / (len(small) * (len(small) ** 2 - 1)) if len(small) > 1 else 1.0,
     }  # fmt: skip
 
 
 def page(found: results.Row) -> str:
-    heads = ("net", "batch", "ms, dense", "ms, smallest", "median error", "largest", "rank order", "by MACs, median", "by MACs, largest")
+    heads = (
+        "net", "batch", "ms, dense", "ms, smallest", "median error", "largest", "of the share", "rank order", "by MACs, median",
+        "by MACs, largest",
+    )  # fmt: skip
     lines, plan_lines = [], []
     for run in found["runs"]:  # type: ignore[attr-defined]
         rows, off = run["rows"], errors(run["rows"])
         where = f"{run['net']}, {run['device']}"
         lines.append([
             where, run["batch"], f"{rows[0]['measured']:.2f}", f"{min(row['measured'] for row in rows):.2f}",
-            *(f"{100 * off[name]:.1f} %" for name in ("median", "largest")), f"{off['rank']:.3f}",
+            *(f"{100 * off[name]:.1f} %" for name in ("median", "largest", "ratio")), f"{off['rank']:.3f}",
             *(f"{100 * off[name]:.1f} %" for name in ("macs", "macs, largest")),
         ])  # fmt: skip
         plan_lines += [
@@ -110,8 +115,9 @@ def page(found: results.Row) -> str:
         f"with a load of {found['load']:.1f} beside this at the end.",
         "`secateur.Latency` tells the time of a plan from a table of measured operators (their sizes on a grid of eighths, linear in "
         "between), scaled by two whole models, the dense one and one with half of every group. Here are its errors on random plans, every "
-        "group of which loses a share of its own, against measurements of the whole smaller model, all of them in turns. Beside it: the "
-        "time of the dense model times the share of MACs that is left.",
+        "group of which loses a share of its own, against measurements of the whole smaller model, all of them in turns. \"Of the "
+        "share\" is the median error of the time relative to the dense model's, which what else the machine does (at another moment than "
+        "when the table was made) moves less. Beside it: the time of the dense model times the share of MACs that is left.",
         results.table(heads, lines),
         "What the table took: " + "; ".join(spent) + ".",
         "## Every plan\n\nThe first line of a block is the dense model.",

@@ -164,10 +164,10 @@ def test_the_latency_page_tells_errors_of_all_plans_but_the_dense_one():
     figures = [(10.0, 10.0, 100.0), (6.0, 5.0, 40.0), (3.0, 4.0, 20.0), (2.0, 2.0, 10.0)]
     rows = [{"predicted": predicted, "measured": measured, "macs": macs} for predicted, measured, macs in figures]
     off = latency.errors(rows)
-    assert off == pytest.approx({"median": 0.2, "largest": 0.25, "macs": 0.5, "macs, largest": 0.5, "rank": 1.0})
+    assert off == pytest.approx({"median": 0.2, "largest": 0.25, "ratio": 0.2, "macs": 0.5, "macs, largest": 0.5, "rank": 1.0})
     run = {"net": "ResNet-20", "batch": 1, "rows": rows, "operators": 9, "line": [0, 1], "filled": 2, "again": 0.1, "device": "cpu"}
     page = latency.page({"runs": [run], "seed": 0, "threads": 1, "load": 3.0, "commit": "abc1234", "machine": "a machine"})
-    assert "| ResNet-20, cpu | 1 | 10.00 | 2.00 | 20.0 % | 25.0 % | 1.000 | 50.0 % | 50.0 % |" in page
+    assert "| ResNet-20, cpu | 1 | 10.00 | 2.00 | 20.0 % | 25.0 % | 20.0 % | 1.000 | 50.0 % | 50.0 % |" in page
     assert "| ResNet-20, cpu | 1 | 40.0 | 6.000 | 5.000 | +20.0 % |" in page and "a load of 3.0" in page
 
 
