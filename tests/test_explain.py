@@ -113,7 +113,8 @@ def test_connections_go_by_their_index() -> None:
     shape = scores["2.weight"].shape
     told = explain(plan, measured, scores, "2.weight:3,5", structure)
     assert told == explain(plan, measured, scores, f"2.weight:{3 * shape[1] + 5}", structure)
-    assert told.members == () and told.unit == "2.weight:3,5" and told.kind == "connection" and told.saved == {"parameters": 1.0, "bytes": 8.0}
+    assert (told.unit, told.kind, told.members) == ("2.weight:3,5", "connection", ())
+    assert told.saved == {"parameters": 1.0, "bytes": 8.0}
     assert told.score == float(scores["2.weight"][3, 5]) and told.instead[0].unit.count(",") == 1
     with pytest.raises(sc.BadInput, match=r"no unit '7,0' in 2\.weight, which has 63 units\. Give 2\.weight:0 to 2\.weight:6,8"):
         explain(plan, measured, scores, "2.weight:7,0", structure)

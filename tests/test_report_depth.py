@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import browser
 from secateur.conflicts import conflicts
 from secateur.plan import Plan
-from secateur.report import Story, render, story_of
+from secateur.report import Story, render, story_of, write_report
 from secateur.report.depth import ALL_CELLS, CELLS, KEYS, VITAL, depth_of, means
 from secateur.report.depth_figures import LEVELS, layer_curves, shades, strip
 from secateur.sensitivity import Sensitivity
@@ -195,3 +197,28 @@ def test_units_are_ranked_as_the_scope_made_them() -> None:
     for index, unit in first.items():
         assert again[index].score == -unit.score and again[index].rank == 667 - unit.rank
         assert again[index].global_rank == 667 - (unit.global_rank or 0)
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="there is no chromium here (Debian: apt-get install chromium)")
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_map_in_a_browser(width: int, tmp_path: Path) -> None:
+    plan, sensitivity, scores = made({**SHAPES, '"><script>alert(1)</script>': (8,)})
+    write_report(tmp_path / "report.html", story_of(plan, sensitivity, scores, layer_curves=CURVES))
+    with browser.browser(tmp_path / "profile") as opened:
+        opened.open(tmp_path / "report.html", width)
+        assert opened.complaints() == [] and opened.requests() == [(tmp_path / "report.html").as_uri()]
+        assert opened.value("document.documentElement.scrollWidth") <= width  # type: ignore[operator]
+        assert opened.value("document.querySelectorAll('#map .heat').length") == 8
+        assert opened.value("Math.min(...[...document.querySelectorAll('.heat')].map(e => e.getBoundingClientRect().width)) > 100")
+        row = depth_of(plan.keep, sensitivity).rows[0]
+        point = (
+            "(() => { const heat = document.querySelector('.heat'), box = heat.getBoundingClientRect();"
+            "heat.dispatchEvent(new PointerEvent('pointermove', {clientX: box.left + (CELL + 0.5) / 16 * box.width}));"
+            "return document.getElementById('at').textContent })()"
+        )
+        for cell in (0, 7, 15):
+            fate = "removed" if row.gone[cell] else "kept"
+            ranks = f"{row.overall[cell]} % of all units (global), {row.local[cell]} % (local)"
+            said = f"stem:{row.units[cell]}: needed more than {ranks}; {fate}"
+            assert opened.value(point.replace("CELL", str(cell))) == said
+        assert opened.complaints() == []
