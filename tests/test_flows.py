@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cases import CASES, Case
 from secateur import tree
 from secateur.errors import BadInput, BadLoss
-from secateur.flows import gates, sums
+from secateur.flows import gates, inputs, sums
 from secateur.structure import Structure, channels, layers
 from secateur.structure.rules import flat
 from secateur.task import Task, arguments
@@ -107,3 +107,31 @@ def test_powers_of_every_samples_gradient_are_those_of_one_backward_a_sample(cas
     for found, gradients in zip(sums(task, set(task.parameters()), power), gradients_of(task)):
         expected = {name: torch.stack([each[name].abs() ** power for each in gradients]).sum(0) for name in found}
         torch.testing.assert_close(found, expected)
+
+
+class Twins(nn.Module):
+    """One layer that reads two sequences, of their own lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.layer(a).mean(1) - self.layer(b).mean(1)
+
+
+@pytest.mark.parametrize("shapes", [((4, 5, 3), (4, 5, 3)), ((4, 5, 3), (4, 7, 3)), ((4, 5, 3), (2, 7, 3))])
+def test_what_a_weight_reads_in_several_calls_is_seen_as_one(shapes: tuple[tuple[int, ...], ...]) -> None:
+    a, b = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed, shape in enumerate(shapes))
+    model = Twins() if len(a) == len(b) else Uneven()
+    task = Task(model, [((a, b), torch.zeros(len(a)))], lambda out, y: out.sum())
+    (lines,) = inputs(task, lambda x: x.movedim(1, 0).flatten(1).square().sum(1))
+    expected = torch.cat([a.reshape(-1, 3), b.reshape(-1, 3)]).square().sum(0)
+    torch.testing.assert_close(lines["layer.weight", 1], expected)
+
+
+class Uneven(Twins):
+    """The second has fewer samples."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.layer(a).mean((0, 1)) - self.layer(b).mean((0, 1))

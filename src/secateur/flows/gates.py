@@ -65,12 +65,23 @@ def inputs(task: Task, statistic: Callable[[Tensor], Tensor]) -> Iterator[Lines]
     Samples are what lies along the first axis. Of a convolution in groups the channels are those within a group, and the groups are
     samples; of a depthwise one they are those of dimension 0, which then has the line. Norms, biases and products element by element read
     nothing, and weights that no rule knows (of recurrent layers, or computed from parameters) have no line.
+    A weight that is called several times reads all of that; at other lengths each time, positions are laid side by side, flattened.
     """
     for number, (x, _) in enumerate(task.batches()):
         seen = Read()
         with torch.no_grad():
             task.run_on(x, number, seen.on)
-        yield {line: statistic(torch.cat(parts) if len(parts) > 1 else parts[0]) for line, parts in seen.read.items()}
+        yield {line: statistic(joined(parts)) for line, parts in seen.read.items()}
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """What several calls read, as one: more samples where the shapes agree, more positions where only the samples do, or else both flat."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+    flat = [part.flatten(2) if part.dim() > 2 else part[:, :, None] for part in parts]
+    if len({len(part) for part in flat}) == 1:
+        return torch.cat(flat, 2)
+    return torch.cat([part.movedim(1, 2).flatten(0, 1) for part in flat])
 
 
 # per sample -----------------------------------------------------------------------------------------------------------------------------
