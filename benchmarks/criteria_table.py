@@ -113,7 +113,8 @@ def intro(rows: Sequence[Row]) -> str:
         "since it takes many passes, or works as hard. **Bold**: the best three of a column. In cells, a / b: straight / "
         "re-estimated.\n\n"
         f"Commit of the library: {names('commit')}. Seeds: {names('seed')}. Machine: {names('machine')}. Rows: {len(rows)}. On a GPU, what "
-        "is pruned is tested in TF32; all else is in float32."
+        "is pruned is tested in TF32; all else is in float32. Networks this small leave a GPU idle, and several processes measured rows on "
+        "it at once: there *time* counts operators rather than their work; docs/cost.md has the ratios of a processor."
     )
 
 
