@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,8 @@ from torch import Tensor
 from secateur.conflicts import conflicts
 from secateur.errors import BadInput
 from secateur.measure import measure
+from secateur.select import select
+from secateur.sensitivity import merge
 from secateur.task import Task
 from secateur.tree import Scores
 from toy import Hidden, mlp
@@ -52,6 +56,21 @@ def test_a_unit_that_one_speaker_needs_is_found_and_named() -> None:
     assert one.local_share == float(measured.for_("speaker 5")["h0"][4]) > 0.5
     assert one.global_share == float(measured.global_["h0"][4]) and one.strength == pytest.approx(one.local_share - one.global_share)
     assert measured.needs("h0")[4] == "speaker 5"
+
+
+def test_what_one_speaker_needs_stays_where_keys_are_merged_and_goes_by_the_mean() -> None:
+    task, structure = planted()
+    measured = measure(task, structure, contexts=speaker)
+    heard = {}
+    for local in (0.0, None, "rms", 0.5, 1.0):
+        keep = select(merge(measured, local), structure, amount=0.6).keep["h0"]
+        model = copy.deepcopy(structure.model)
+        with torch.no_grad():
+            model[0].weight[~keep] = 0
+        losses = [F.cross_entropy(model(x)[speakers == 5], words[speakers == 5]) for x, (words, speakers) in task.data]  # type: ignore[misc]
+        heard[local] = bool(keep[4]), float(torch.stack(losses).mean())
+    kept, loss = heard.pop(0.0)
+    assert not kept and all(found and loss > 2 * less for found, less in heard.values())
 
 
 def test_without_names_the_local_sensitivity_stands_for_all() -> None:
