@@ -29,7 +29,7 @@ ROWS = (
     },
     {
         "frontends", "api", "rounds", "cli", "cli_asked", "cli_curves", "cli_evaluate", "cli_explain", "cli_measure", "cli_options",
-        "cli_prune", "cli_tables", "journey", "progress", "demo",
+        "cli_prune", "cli_report", "cli_tables", "journey", "progress", "demo",
     },
     {"__init__", "__main__"},
 )
