@@ -108,6 +108,17 @@ def test_without_the_structure_what_leaves_with_it_is_not_told() -> None:
     assert replace(full, saved={}, members=(), notes=()) == replace(bare, notes=())
 
 
+def test_a_ranking_that_is_not_known_gives_no_cut() -> None:
+    def mine(scores: dict[str, Tensor], structure: sc.Structure, keep: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: -value for name, value in scores.items()}
+
+    for scope, given in ((mine, True), ("ranks", False)):
+        plan, measured, scores, structure = made()
+        plan = sc.select(scores, structure, amount=0.5, scope=scope)
+        told = explain(plan, measured, scores, "h0:2", structure if given else None)
+        assert told.cut is None and told.instead == () and "ranked them, which was not kept" in told.why
+
+
 def test_connections_go_by_their_index() -> None:
     plan, measured, scores, structure = made(structure=sc.weights(mlp(6, 9, 7, 4)), contexts="batch")
     shape = scores["2.weight"].shape

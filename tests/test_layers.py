@@ -29,7 +29,7 @@ ROWS = (
     },
     {
         "frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo",
-        "cli_measure", "cli_curves", "cli_explain", "cli_options",
+        "cli_measure", "cli_curves", "cli_explain", "cli_options", "cli_report",
     },
     {"__init__", "__main__"},
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 import browser
 from secateur.conflicts import conflicts
 from secateur.plan import Plan
-from secateur.report import Story, render, story_of, write_report
+from secateur.report import Story, depth, render, story_of, write_report
 from secateur.report.depth import ALL_CELLS, CELLS, KEYS, VITAL, depth_of, means
 from secateur.report.depth_figures import LEVELS, layer_curves, shades, strip
 from secateur.sensitivity import Sensitivity
@@ -78,6 +78,18 @@ def test_the_page_does_not_grow_with_the_network() -> None:
     assert sum(len(row.overall) for row in depth.rows) <= ALL_CELLS
     assert len(depth.vital) <= VITAL and len(depth.lost) == KEYS and depth.keys == 60
     assert f"{KEYS} of 60" in render(story_of(plan, sensitivity))
+
+
+def test_what_would_take_too_long_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, sensitivity, _ = made(keys=12, seed=2)
+    whole = depth_of(plan.keep, sensitivity)
+    assert whole.vital and whole.note == ""
+    monkeypatch.setattr(depth, "SORTED", 666 * 13 - 1)
+    assert depth_of(plan.keep, sensitivity) == replace(whole, vital=(), note=depth.MANY)
+    monkeypatch.setattr(depth, "MOST", 665)
+    bare = depth_of(plan.keep, sensitivity)
+    assert bare.rows == () and bare.lost == () and bare.sure == replace(whole.sure, near=None)  # type: ignore[type-var]
+    assert depth.MANY in render(story_of(plan, sensitivity))
 
 
 def test_conflicts_are_those_at_the_amount_that_was_removed() -> None:

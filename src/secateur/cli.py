@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from .api import STRUCTURES, structure_of
 from .cli_asked import Asked, kinds_of, local_in
-from .cli_curves import curves_into, read_curves
+from .cli_curves import curves_into
 from .cli_evaluate import evaluate_folder
 from .cli_explain import explain_folder
 from .cli_measure import Early, contexts_of, refuse, sure
@@ -38,16 +37,15 @@ from .cli_options import (
     Weights,
 )
 from .cli_prune import Stopped, prune_into
+from .cli_report import report_again
 from .cli_tables import by_model, curves_table, frozen_table, groups_table, notes_on, ranking_table, text, totals
 from .distributed import launched
-from .errors import BadInput, SecateurError, Unreadable
-from .files import read_plan, write_text_atomic
+from .errors import SecateurError
 from .frontends.data import data_of
 from .frontends.models import example_of
 from .journey import First, at_least, criterion_of, example_in, loss_of, model_of, one_of
 from .measure import measure as measured
 from .progress import bars
-from .report import Story, render
 from .sensitivity_file import write_sensitivity
 from .structure import as_graph as graph
 from .task import Task
@@ -248,30 +246,7 @@ def report(
     curves: Annotated[Path | None, typer.Option(metavar="FILE", help="of secateur curves, to be shown from now on")] = None,
 ) -> None:
     """Write report.html again, from the report.json of a result."""
-    read_plan(folder)
-    file = folder / "report.json"
-    try:
-        told = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file} cannot be read: {error}. Prune again to have a new one.") from error
-    story = Story.from_json(told)
-    if curves is not None:
-        story = replace(story, layer_curves=read_curves(curves))
-    page = page_of(story, file)
-    if curves is not None:
-        write_text_atomic(file, story.to_json())
-    write_text_atomic(folder / "report.html", page)
-    say(False, f"{text(folder / 'report.html')} is written")
-
-
-def page_of(story: Story, file: Path) -> str:
-    """Raises Unreadable for a story with values that cannot have been measured, whatever they break."""
-    try:
-        return render(story)
-    except SecateurError:
-        raise
-    except Exception as error:
-        raise Unreadable(f"{file} is damaged ({type(error).__name__}: {error}). Prune again to have a new one.") from error
+    say(False, f"{text(report_again(folder, curves))} is written")
 
 
 @app.command(epilog=example("demo"))

@@ -50,8 +50,8 @@ def facts_fit(plan: Plan, facts: Leaving, place: Path) -> None:
     for name, mask in plan.keep.items():
         group, values = facts.groups.get(name), facts.ranking.get(name)
         units = mask.numel()
-        sizes = {1, units}
-        if group is None or values is None or values.numel() != units or not {len(one) for one in group.saved.values()} <= sizes:
+        fits = group is not None and values is not None and values.numel() == units and len(group.paths) in (0, units)
+        if group is None or not fits or not {len(saved) for saved in group.saved.values()} <= {1, units}:
             raise Unreadable(f"{place / UNITS} is not of the plan beside it (group {name}). Prune again to have a new one.")
 
 

@@ -28,31 +28,33 @@ def explain(plan: Plan, sensitivity: Sensitivity, scores: Scores, unit: str, str
     """Why the plan removed the unit "group:place" or kept it. place: its number, of a connection its index ("conv1.weight:3,5,1,1").
 
     sensitivity, scores: what the plan was selected by (of a gradual plan: those of the first round).
-    structure: it tells what the unit takes along and how the scope ranked it; without it neither is told, and `ranked_by` is the score.
+    structure: it tells what the unit takes along and how the scope ranked it. Without it the first is not told, and the second only of
+        the global scope, which ranks scores as they are; nor is it of a scope of the user's own.
     Raises BadInput, with the nearest names, where there is no such unit, or where the values are of another model.
     """
     check(plan, scores, sensitivity.global_, sensitivity.local)
     facts = leaving(structure, scores, plan) if structure is not None and not isinstance(structure, Leaving) else structure
     group, place = found(plan, unit, facts)
     coupled = facts.groups.get(group) if facts else None
-    ranking = facts.ranking if facts else scores
+    ranking = facts.ranking if facts and facts.ranking else scores
+    known = ranking is not scores or plan.made.get("scope", "global") == "global"
     keep = {name: mask.flatten().cpu() for name, mask in plan.keep.items()}
     rounds = plan.made.get("round")
     gone = [name for name in keep if not keep[name].all()]
-    cut = None if rounds or not gone else max(float(flat(ranking[name])[~keep[name]].max()) for name in gone)
+    cut = None if rounds or not known or not gone else max(float(flat(ranking[name])[~keep[name]].max()) for name in gone)
     value = float(flat(ranking[group])[place])
     kept = bool(keep[group][place])
     mean = float(flat(sensitivity.global_[group])[place])
     error = float(flat(sensitivity.error[group])[place]) if sensitivity.error else None
     by_global, by_local = (below(values, keep, group, place) + 1 for values in (sensitivity.global_, sensitivity.local))
-    ordered = [] if rounds else queue(plan, ranking, facts, cut)
+    ordered = [] if rounds or not known else queue(plan, ranking, facts, cut)
     said = [*notes(plan, group, sensitivity, coupled), *doubts(plan, value, mean, error, cut), *global_alone(plan, by_global, kept)]
     name = f"{group}:{position(place, plan.keep[group])}"
     return Explanation(
         unit=name + (f" ({coupled.paths[place]})" if coupled and coupled.paths else ""),
         kind=coupled.kind if coupled else plan.structure.removesuffix("s"),
         kept=kept,
-        why=why(plan, group, value, cut, kept, coupled),
+        why=why(plan, group, value, cut, kept, coupled) if known else unknown(plan, group),
         how=how(plan),
         score=float(flat(scores[group])[place]),
         ranked_by=value,
@@ -154,6 +156,12 @@ def why(plan: Plan, group: str, value: float, cut: float | None, kept: bool, cou
     if stays <= max(coupled.stay if coupled else 1, 1):
         return f"its score is {against}, but its group keeps {stays:,} of {size:,} units, and no fewer may stay."
     return f"its score is {against}, but " + (f"its block stays{blocks}." if blocks else "of equal scores the later stay.")
+
+
+def unknown(plan: Plan, group: str) -> str:
+    """Where another scope than the global one decided, and what it made of the scores is not there."""
+    left = f"{int(plan.keep[group].sum()):,} of the {plan.keep[group].numel():,} units of its group stay"
+    return f"{left}, as the scope {plan.made.get('scope')} ranked them, which was not kept beside this plan."
 
 
 def how(plan: Plan) -> str:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from .table import shown
 
 NAMED = 4  # keys, and other units, in the text
-STYLES = {"bytes": "bytes"}
-WORDS = {"macs": "MACs a sample", "bytes": ""}
+STYLES = {"bytes": "bytes", "activations": "bytes", "latency": "ms"}
+WORDS = {"macs": "MACs a sample", "bytes": "", "activations": "of activations", "latency": ""}
 
 
 @dataclass(frozen=True)

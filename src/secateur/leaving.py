@@ -11,6 +11,7 @@ from .errors import Unreadable
 from .floors import Limit, floors
 from .plan import Plan
 from .report.told import as_declared
+from .scope import SCOPES
 from .select import ranked
 from .structure import Structure, all_kept
 from .tree import Scores
@@ -37,7 +38,7 @@ class Coupled:
 
 @dataclass(frozen=True)
 class Leaving:
-    """groups: by name. ranking: the scores as the scope made them, a flat vector a group; the lowest left first."""
+    """groups: by name. ranking: the scores as the scope made them, a flat vector a group; the lowest left first. {} where it is unknown."""
 
     groups: dict[str, Coupled]
     ranking: Scores
@@ -59,14 +60,14 @@ class Leaving:
 def leaving(structure: Structure, scores: Scores, plan: Plan) -> Leaving:
     """Of the structure that the plan was made of, and the scores that it was selected by. Raises BadInput where they do not fit."""
     made = plan.made
-    scope = made.get("scope") if isinstance(made.get("scope"), str) else "global"
+    scope = str(made.get("scope", "global"))
     stay = floors(structure.groups, limit(made.get("least"), 1), limit(made.get("most"), 1.0), names(made.get("keep")))
     paths: Mapping[str, tuple[str, ...]] = getattr(structure, "blocks", {})
     groups = {
         name: Coupled(group.kind, stay[name], own(structure, name), group.through[:TOLD], saved(structure, name), paths.get(name, ()))
         for name, group in structure.groups.items()
     }
-    return Leaving(groups, ranked(scores, all_kept(structure), str(scope), structure))
+    return Leaving(groups, ranked(scores, all_kept(structure), scope, structure) if scope in SCOPES else {})  # one of the user's own
 
 
 def own(structure: Structure, name: str) -> tuple[tuple[str, int], ...]:

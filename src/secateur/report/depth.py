@@ -17,6 +17,8 @@ from ..tree import Scores
 CELLS, ALL_CELLS = 64, 8192  # of a row of the map, and of the map
 VITAL, KEYS = 24, 40  # conflicts and keys that are told
 MOST = 1 << 26  # units beyond which there is no map, which sorts them all
+SORTED = 1 << 28  # units x keys beyond which conflicts are not looked for, which sort each key's
+MANY = "Among so many units conflicts were not looked for: secateur.Sensitivity.conflicts does so."
 
 
 class Measured(Protocol):
@@ -101,7 +103,9 @@ class Sure:
 
 @dataclass(frozen=True)
 class Depth:
-    """rows: the map. vital: the conflicts, the strongest first. lost: keys, those that lost most first, of `keys`; mean: of all data."""
+    """rows: the map. vital: the conflicts, the strongest first. lost: keys, those that lost most first, of `keys`; mean: of all data.
+    note: what was not looked at.
+    """
 
     rows: tuple[Row, ...] = ()
     vital: tuple[Vital, ...] = ()
@@ -109,6 +113,7 @@ class Depth:
     keys: int = 0
     mean: float | None = None
     sure: Sure | None = None
+    note: str = ""
 
 
 def depth_of(keep: Mapping[str, Tensor], sensitivity: Measured) -> Depth:
@@ -116,15 +121,17 @@ def depth_of(keep: Mapping[str, Tensor], sensitivity: Measured) -> Depth:
     names = [name for name in keep if name in sensitivity.global_]
     units = sum(keep[name].numel() for name in names)
     if not names or units > MOST:
-        return Depth(sure=sure(None, sensitivity, names, units))
+        return Depth(sure=sure(None, sensitivity, names, units), note=MANY if units else "")
     kept = flat(keep, names).bool()
+    many = units * (1 + len(sensitivity.keys)) > SORTED
     return Depth(
         rows=map_of(keep, sensitivity, names),
-        vital=vital(keep, sensitivity, names, kept),
+        vital=() if many else vital(keep, sensitivity, names, kept),
         lost=lost(sensitivity, names, kept)[:KEYS],
         keys=len(sensitivity.keys),
         mean=share_of(flat(sensitivity.global_, names), ~kept),
         sure=sure(kept, sensitivity, names, units),
+        note=MANY if many else "",
     )
 
 
