@@ -149,29 +149,32 @@ def page(found: results.Row) -> str:
         "# What measuring costs",
         "Written by `python benchmarks/cost.py`; the raw times are in `benchmarks/results/cost.json`.\n\n"
         f"Commit of the library: {found['commit']}. Seed: {found['seed']}. Machine: {found['machine']}, {found['threads']} threads.",
-        "## Time\n\n`secateur.measure` over a whole pass of the data, as a multiple of plain forward and backward (evaluation mode) over the "
-        f"same batches. Each run has a plain run in front of it; the ratio is the median of {found['repeats']} such pairs. The structure is "
-        "found before.",
+        "## Time\n\n`secateur.measure` over a whole pass of the data, as a multiple of plain forward and backward (evaluation mode) over "
+        f"the same batches. Each run has a plain run in front of it; the ratio is the median of {found['repeats']} such pairs. Finding the "
+        "structure is not in it.",
     ]
     for name, net in nets.items():
-        parts += [f"### {name}\n\n{net['about']}.", results.table(("what", "seconds", "ratio", "ratio of CPU", "target"), time_lines(net))]
+        others: dict[str, dict[str, object]] = net["beside"]  # type: ignore[assignment]
         parts += [
-            f"Beside it, what others take for the Fisher diagonal of all matrices and kernels, on {BESIDE} samples; each gives the same numbers.",
-            results.table(("what", "ratio"), [[what, row.get("why") or f"{row['ratio']:.1f}"] for what, row in net["beside"].items()]),  # type: ignore[attr-defined]
+            f"### {name}\n\n{net['about'][:1].upper()}{net['about'][1:]}.",  # type: ignore[index]
+            results.table(("what", "seconds", "ratio", "ratio of CPU", "target"), time_lines(net)),
+            f"Beside it, what others take for the Fisher diagonal of all matrices and kernels, on {BESIDE} samples or one batch. Where a "
+            "time stands, the numbers are the same.",
+            results.table(("what", "ratio"), [[what, row.get("why") or f"{row['ratio']:.1f}"] for what, row in others.items()]),
         ]
     memory_lines = [
-        [what, f"{peak[str(FEW)] / 2**20:,.0f} MiB", f"{peak[str(MANY)] / 2**20:,.0f} MiB", f"{peak[str(MANY)] / peak[str(FEW)]:.3f}", f"≤ {MEMORY:g}"]
+        [what, *(f"{size / 2**20:,.0f} MiB" for size in peak.values()), f"{peak[str(MANY)] / peak[str(FEW)]:.3f}", f"≤ {MEMORY:g}"]
         for what, peak in memory.items()
-    ]  # fmt: skip
+    ]
     import_lines = [
         ["torch", f"{statistics.median(loaded['torch']):.2f}", ""],
         ["secateur, beyond torch", f"{statistics.median(loaded['secateur']):.2f}", f"≤ {IMPORT:g}"],
         ["secateur, beyond torch, seconds of CPU", f"{statistics.median(loaded['secateur, CPU']):.2f}", ""],
     ]
     parts += [
-        f"## Memory\n\nPeak resident memory of a fresh process that measures ResNet-56 on {FEW} and on {MANY:,} images, each batch made when "
-        "it is asked for. Batches of 16; by class, where samples wait until their class fills a batch, of 4, so that the few images fill "
-        "them. The C library is told to give back at once what is freed (as `secateur.compare` does it).",
+        f"## Memory\n\nPeak resident memory of a fresh process that measures ResNet-56 on {FEW} and on {MANY:,} images, each batch made "
+        "when it is asked for. Batches of 16; by class, where samples wait until their class fills a batch, of 4, so that the few images "
+        "fill them. The C library is told to give back at once what is freed (as `secateur.compare` does it).",
         results.table(("contexts, structure, criterion", f"{FEW} images", f"{MANY:,} images", "ratio", "target"), memory_lines),
         f"## Import\n\nSeconds, the median of {len(loaded['torch'])} fresh processes.",
         results.table(("import", "seconds", "target"), import_lines),
@@ -207,13 +210,12 @@ def main() -> int:
         child(given.data, given.child[0], int(given.child[1]))
         return 0
     found: results.Row = {
-        "imports": imports(given.repeats), "peaks": peaks(given.data), "repeats": given.repeats, "seed": given.seed,
-        "threads": given.threads, "commit": results.commit(), "machine": results.machine(),
+        "repeats": given.repeats, "seed": given.seed, "threads": given.threads, "commit": results.commit(), "machine": results.machine(),
     }  # fmt: skip
     nets = {}
     for net in (residual(given.data, given.images, 128, given.seed), transformer(given.sequences, 32, 64, given.seed)):
         nets[net.name] = {"about": net.about, "times": times(net.ways(), given.repeats), "beside": beside(net)}
-    found["nets"] = nets
+    found |= {"nets": nets, "imports": imports(given.repeats), "peaks": peaks(given.data)}
     results.write_text(results.RESULTS / "cost.json", json.dumps(found, indent=1) + "\n")
     results.write_text(results.DOCS / "cost.md", page(found))
     print(page(found))

@@ -174,7 +174,7 @@ def backpacked(model: nn.Module, data: Batches, names: list[str]) -> dict[str, T
             with backpack(SumGradSquared()):
                 loss(model(inputs), targets).backward()
             for name, value in model.named_parameters():
-                if hasattr(value, "sum_grad_squared"):
+                if name in total:
                     total[name] += value.sum_grad_squared * len(targets) ** 2  # type: ignore[operator]
     return total
 

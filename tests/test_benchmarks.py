@@ -20,6 +20,7 @@ import allocate  # noqa: E402
 import cifar  # noqa: E402
 import cifar_table  # noqa: E402
 import cost  # noqa: E402
+import cost_ways  # noqa: E402
 import criteria  # noqa: E402
 import criteria_table  # noqa: E402
 import latency  # noqa: E402
@@ -125,18 +126,35 @@ def test_the_page_counts_how_often_local_sensitivity_helped() -> None:
     assert "Local weight 0.6 against 0, over 2 pairs of a budget and a criterion: the worst class is better in 1, worse in 1, +5.00" in page
 
 
-def test_the_cost_page_takes_medians_and_ratios_of_neighbours() -> None:
-    seconds = {"plain": (1.0, 2.0, 4.0), "batch": (1.1, 2.2, 4.4), "class": (1.5, 3.0, 8.0)}
+def test_the_cost_page_takes_medians_and_the_ratios_to_the_plain_run_before() -> None:
+    seconds, before = (1.1, 2.2, 4.4), (1.0, 2.0, 3.0)
+    rows = [{"wall": a, "cpu": 2 * a, "before": b, "before CPU": b} for a, b in zip(seconds, before)]
+    times = {"plain": [{"wall": value, "cpu": value} for value in (1.0, 5.0, 2.0)], **{way.what: rows for way in cost.WAYS}}
+    beside = {"a loop": {"ratio": 8.04}, "another": {"why": "ImportError: no module"}}
     page = cost.page({
-        "times": {name: [{"wall": value, "cpu": value} for value in values] for name, values in seconds.items()},
-        "peaks": {name: {"256": 100.0 * 2**20, "2048": 101.0 * 2**20} for name in ("batch", "class")},
+        "nets": {"A net": {"about": "a net of nets", "times": times, "beside": beside}},
+        "peaks": {"batch weights taylor": {"64": 100.0 * 2**20, "4096": 101.0 * 2**20}},
         "imports": {"torch": [1.0], "secateur": [0.1, 0.3, 0.2], "secateur, CPU": [0.1]},
-        "images": 2048, "seed": 0, "threads": 2, "commit": "abc1234", "machine": "a machine",
+        "repeats": 3, "seed": 0, "threads": 2, "commit": "abc1234", "machine": "a machine",
     })  # fmt: skip
-    assert "| measure, contexts by batch | 2.20 | 2.20 | 1.10 | 1.10 | ≤ 1.2 |" in page
-    assert "| measure, contexts by class | 3.00 | 3.00 | 1.50 | 1.50 | ≤ 2 |" in page
-    assert "| contexts by batch | 100 MiB | 101 MiB | 1.010 | ≤ 1.05 |" in page
+    assert "### A net\n\nA net of nets." in page
+    assert "| plain forward + backward | 2.00 | 1 | 1 |  |" in page
+    assert "| Fisher of every connection, per sample | 2.20 | 1.10 | 2.20 | ≤ 1.5 |" in page
+    assert "| a loop | 8.0 |" in page and "| another | ImportError: no module |" in page
+    assert "| batch weights taylor | 100 MiB | 101 MiB | 1.010 | ≤ 1.05 |" in page
     assert "| secateur, beyond torch | 0.20 | ≤ 0.3 |" in page
+
+
+def test_others_are_timed_only_where_they_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    net = cost_ways.net_of("net", "", model, [(torch.randn(6, 3), torch.arange(6) % 2)])
+    wrong = {"wrong": lambda *args: {name: 2 * value for name, value in cost_ways.loop(*args).items()}}
+    monkeypatch.setattr(cost, "OTHERS", {**cost_ways.OTHERS, **wrong})
+    monkeypatch.setattr(cost, "times", lambda ways, repeats: {name: [{"wall": 1.0, "before": 1.0, "cpu": 1.0}] for name in ways})
+    found = cost.beside(net)
+    assert "ratio" in found["a loop of one backward a sample"] and "ratio" in found["torch.func.vmap(grad)"]
+    assert "other numbers" in str(found["wrong"]["why"])
+    assert set(net.ways()) == {"plain", *(way.what for way in cost_ways.WAYS)}
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (56, 853_018)])
