@@ -52,7 +52,7 @@ class Way:
     steps: int = 1
 
 
-STEPS = 8
+STEPS = 4
 WAYS: dict[str, Way] = {"random": Way(0)}
 WAYS |= {f"g², {form}": Way(2, form) for form in ("global", "mean", "max", "rms")}
 WAYS |= {f"|g|, {form}": Way(1, form) for form in ("global", "max", "rms")}
