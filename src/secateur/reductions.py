@@ -51,12 +51,15 @@ class Mean:
     def __init__(self, count: int = 0, mean: Scores | None = None) -> None:
         self.count, self.mean = count, mean or {}
 
-    def add(self, scores: Mapping[str, Tensor]) -> None:
+    def add(self, scores: Mapping[str, Tensor]) -> Scores:
+        """Takes another in; how far it was from the mean of those before."""
         if not self.count:
             self.mean = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in scores.items()}
         self.count += 1
-        for name, value in scores.items():
-            self.mean[name].add_(value - self.mean[name], alpha=1 / self.count)
+        apart = {name: value - self.mean[name] for name, value in scores.items()}
+        for name, value in apart.items():
+            self.mean[name].add_(value, alpha=1 / self.count)
+        return apart
 
     def merge(self, other: Mean) -> Mean:
         if not (self.count and other.count):
@@ -97,11 +100,10 @@ class Reductions:
         number = self.count if number is None else number
         if not self.count:
             self.m2, self.highest = tree.apply(torch.zeros_like, scores), tree.apply(torch.clone, scores)
-        before = {name: value - self.mean[name] if self.count else value.double() for name, value in scores.items()}
-        self.average.add(scores)
-        for name, value in scores.items():
-            self.m2[name].addcmul_(before[name].to(value.dtype), (value - self.mean[name]).to(value.dtype))
-            self.highest[name] = torch.maximum(self.highest[name], value)
+        for name, apart in self.average.add(scores).items():
+            value = scores[name]
+            self.m2[name].add_(apart.square_().to(value.dtype), alpha=1 - 1 / self.count)  # (x - mean before) (x - mean after)
+            torch.maximum(self.highest[name], value, out=self.highest[name])
         if self.by != "max":
             self.keep({mixed(self.seed, number): scores})
 
