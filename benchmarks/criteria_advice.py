@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 NEAR = 0.5  # points within which one counts as good as the best
 NAMES = {"channels": "channels", "connections": "single connections", "heads": "attention heads", "feed-forward": "feed-forward channels"}
-COSTS = ((0.1, "next to nothing"), (1.6, "about one pass forward and backward"), (5.0, "up to five"), (float("inf"), "more"))
+COSTS = ((0.1, "next to nothing"), (1.6, "about one pass forward and backward"), (5.0, "up to five"), (math.inf, "more"))
 CHOICE = tuple[str, str]  # criterion, scope
 
 
@@ -129,7 +130,8 @@ def costs(lines: Sequence[Line]) -> str:
     """What each costs, in classes."""
     ratios: dict[str, list[float]] = {}
     for line in lines:
-        ratios.setdefault(line.criterion, []).append(line.ratio)
+        if line.ratio < math.inf:
+            ratios.setdefault(line.criterion, []).append(line.ratio)
     told, low = [], -1.0
     for high, name in COSTS:
         middle = {criterion: statistics.median(values) for criterion, values in ratios.items()}
@@ -155,4 +157,4 @@ def said(choice: CHOICE) -> str:
 
 
 def cost(time: dict[CHOICE, float], choice: CHOICE) -> str:
-    return f"{time[choice]:.2f} forwards and backwards"
+    return f"{time[choice]:.2f} forwards and backwards" if time[choice] < math.inf else "what was not timed"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import criteria_advice
-from results import Row, grouped, table
+from results import RESULTS, Row, grouped, read, table
 
 TITLES = {
     "resnet20": "ResNet-20 (CIFAR-10)",
@@ -54,7 +55,7 @@ class Line:
 def lines_of(rows: Sequence[Row]) -> list[Line]:
     """The rows of all seeds and budgets together, for every criterion under a scope that has a figure."""
     keys = ("model", "structure", "criterion", "scope")
-    found = []
+    found, apart = [], timed()
     for some in grouped((row for row in rows if row.get("budget") is not None), lambda row: tuple(row[key] for key in keys)).values():
         measured = [row for row in some if "straight" in row]
         if not measured:
@@ -64,7 +65,8 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
             {budget: [100 * number(row, name) for row in part] for budget, part in by_budget(measured, name).items()}
             for name in ("straight", "reestimated")
         )
-        ratio = statistics.median(number(row, "seconds") / max(number(row, "plain"), 1e-9) for row in measured)
+        on_gpu = any("NVIDIA" in str(row.get("machine")) for row in measured)
+        ratio = apart.get((structure, criterion), math.inf) if on_gpu else ratio_of(measured)
         found.append(Line(model, structure, criterion, scope, straight, repaired, ratio, int(number(measured[0], "images")), len(measured)))
     return found
 
@@ -78,6 +80,17 @@ def number(row: Row, name: str) -> float:
     value = row[name]
     assert isinstance(value, (int, float))
     return float(value)
+
+
+def ratio_of(rows: Sequence[Row]) -> float:
+    return statistics.median(number(row, "seconds") / max(number(row, "plain"), 1e-9) for row in rows)
+
+
+def timed() -> dict[tuple[str, str], float]:
+    """(structure, criterion) -> the ratio on a processor: networks this small leave a GPU idle, where a ratio counts operators."""
+    rows = [row for row in read(RESULTS / "criteria_time.json") if "straight" in row and "plain" in row]
+    groups = grouped(rows, lambda row: (row["structure"], row["criterion"]))
+    return {(str(key[0]), str(key[1])): ratio_of(some) for key, some in groups.items()}  # type: ignore[index]
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -109,12 +122,13 @@ def intro(rows: Sequence[Row]) -> str:
         "*Scope* says what competes: global, all units as they are scored; per-mac, the same, each score divided by the MACs that leave "
         "with the unit; layer, every layer loses the same share. Criteria that their papers compare within a layer only were run by layer, "
         "too. *Time* is what measuring took, in plain forwards and backwards over the same samples in the same run: 1.00 means that it "
-        "cost as much as these (0.00: it looks at the weights alone). A number behind it says that it was measured on so few samples, "
-        "since it takes many passes, or works as hard. **Bold**: the best three of a column. In cells, a / b: straight / "
+        "cost as much as these. Of rows from a GPU, which networks this small leave idle, it was taken on a processor, for ResNet-20 "
+        "on 256 images (`--models resnet20 --images 256 --test 100 --rows benchmarks/results/criteria_time.json`). "
+        "A number behind it says that it was measured on so few samples, since it takes many passes, or works as hard. "
+        "**Bold**: the best three of a column. In cells, a / b: straight / "
         "re-estimated.\n\n"
         f"Commit of the library: {names('commit')}. Seeds: {names('seed')}. Machine: {names('machine')}. Rows: {len(rows)}. On a GPU, what "
-        "is pruned is tested in TF32; all else is in float32. Networks this small leave a GPU idle, and several processes measured rows on "
-        "it at once: there *time* counts operators rather than their work; docs/cost.md has the ratios of a processor."
+        "is pruned is tested in TF32; all else is in float32."
     )
 
 
@@ -153,7 +167,8 @@ def section(lines: list[Line]) -> str:
     body = []
     for line in lines:
         cells = [" / ".join(cell(line, (how, budget)) for how, at in columns if at == budget) for budget in budgets]
-        body.append([f"`{line.criterion}`", line.scope, f"{line.ratio:.2f}" + (f" ({line.images})" if line.images < whole else ""), *cells])
+        time = (f"{line.ratio:.2f}" if line.ratio < math.inf else "–") + (f" ({line.images})" if line.images < whole else "")
+        body.append([f"`{line.criterion}`", line.scope, time, *cells])
     return table(heads, body)
 
 
