@@ -128,6 +128,7 @@ BLIND = {  # criterion, or (criterion, kind) -> why a dead unit is not its last
     ("movement", "connections"): "a weight of zero begins to move",
     ("gradient", "connections"): "a weight of zero may have a gradient",
     ("fisher", "connections"): "a weight of zero may have a gradient",
+    ("fisher_diagonal", "connections"): "a weight of zero may have a gradient",
 }
 
 ORDERED = {  # criterion, or (criterion, kind) -> why another order of the units gives other scores
