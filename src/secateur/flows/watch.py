@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..tree import Tree
-from .rules import FLOWS, Use
+from .rules import FLOWS, Use, operator_of
 
 Line = tuple[str, int]  # a parameter and one of its dimensions
 Lines = dict[Line, Tensor]
@@ -50,13 +50,14 @@ class Watch(TorchFunctionMode):
         if isinstance(func, FunctionType) and func.__module__ == "torch.nn.functional":
             with self:
                 return seen_through(func)(*args, **kwargs)
-        rule = FLOWS.get(func.__name__) if kwargs.get("out") is None else None
+        operator = operator_of(func)
+        rule = FLOWS.get(operator) if kwargs.get("out") is None else None
         use = None if rule is None else rule(*args, **kwargs)
         name = None if use is None else self.name(use.weight) or self.name(use.bias)
         if use is None or name is None:
             return func(*args, **kwargs)
         self.calls[name] += 1
-        return self.meets(use, Call(name, self.calls[name], func.__name__), func, args, kwargs)
+        return self.meets(use, Call(name, self.calls[name], operator), func, args, kwargs)
 
     def flows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether something with a gradient enters that is no leaf."""
