@@ -12,8 +12,8 @@ Per-sample gradients of all weights are not needed for it. Of y = w x + b (a lin
 
 summed over the positions of sample s: products of what forward and backward make anyway. The gradient of the weights is not computed.
 
-A parameter that enters an operator without a rule (rules.py) stays in the autograd graph, is found there, and gets one backward pass
-for each sample: slow, and as right.
+A parameter that enters an operator without a rule (rules.py), or whose activations are checkpointed, stays in the autograd graph, is found
+there, and gets one run and one backward pass for each sample: slow, and as right.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from ..tree import Tree
@@ -138,6 +139,16 @@ def tap(value: Tensor, kept: Tensor | None, start: Tensor, see: See) -> Tensor:
     shown: Tensor = Tap.apply(value, kept, start, see)  # type: ignore[no-untyped-call]
     return shown
 
+
+def can_tap() -> bool:
+    """Whether a gradient is made from what is saved here. Where others save it in their own way (activation checkpointing, which runs the
+    code again, without whoever looks on), a tap would be missed, or given what is not its own.
+    """
+    try:
+        with disable_saved_tensors_hooks("asked only"):  # raises where there are any
+            return torch.is_grad_enabled()
+    except RuntimeError:
+        return False
 
 
 def swapped(instead: dict[int, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
