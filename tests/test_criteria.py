@@ -104,6 +104,7 @@ REFUSED = {  # (criterion, kind of unit) -> words of the reason
     ("bn_scale", "hidden states"): "no unit here has one",
     ("kfac", "hidden states"): "of rnn.bias_hh_l0 it does not",
     ("cosine", "connections"): "A single connection has no direction",
+    ("output_features", "connections"): "that layer's own connections do not move",
     **{
         (name, kind): f"{name} ranks attention heads, and nothing else"
         for name in ("confidence", "entropy")
@@ -128,6 +129,7 @@ BLIND = {  # criterion, or (criterion, kind) -> why a dead unit is not its last
     ("movement", "connections"): "a weight of zero begins to move",
     ("gradient", "connections"): "a weight of zero may have a gradient",
     ("fisher", "connections"): "a weight of zero may have a gradient",
+    ("fisher_diagonal", "connections"): "a weight of zero may have a gradient",
 }
 
 ORDERED = {  # criterion, or (criterion, kind) -> why another order of the units gives other scores
