@@ -104,6 +104,7 @@ REFUSED = {  # (criterion, kind of unit) -> words of the reason
     ("bn_scale", "hidden states"): "no unit here has one",
     ("kfac", "hidden states"): "of rnn.bias_hh_l0 it does not",
     ("cosine", "connections"): "A single connection has no direction",
+    ("output_features", "connections"): "that layer's own connections do not move",
     **{
         (name, kind): f"{name} ranks attention heads, and nothing else"
         for name in ("confidence", "entropy")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from cases import Net, conv
 from secateur.flows import FLOWS, flow, gate_inputs, gates, inputs, sums
@@ -67,6 +68,7 @@ def with_parameter(net: nn.Module, **parameters: Tensor) -> nn.Module:
     return net
 
 
+INNER = {f"inner.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
 ODD = [
     Odd("overwritten", lambda: nn.Sequential(conv(3, 6), nn.BatchNorm2d(6), nn.ReLU(inplace=True), conv(6, 5), nn.SiLU(inplace=True), conv(5, 2)), set(), set()),
     Odd("attention, time first", lambda: Net(attention, a=nn.Linear(3, 8), attend=nn.MultiheadAttention(8, 2, batch_first=True), b=nn.Linear(8, 2)), set(), set()),
@@ -81,6 +83,7 @@ ODD = [
     Odd("a constant for all samples", lambda: with_parameter(Net(places, a=nn.Linear(3, 6), b=nn.Linear(6, 2)), scale=torch.randn(64, 6)), {"scale"}, {"scale"}),
     Odd("half of a bilinear form", lambda: Net(lambda n, x: n.b(n.a(x.mean((2, 3)), x.amax((2, 3)))), a=nn.Bilinear(3, 3, 6), b=nn.Linear(6, 2)), {"a.weight", "a.bias"}, {"a.weight", "a.bias"}),
     Odd("known and unknown", lambda: Net(lambda n, x: n.b(n.a(x.mean((2, 3))).relu()) + n.b.weight.exp().sum(), a=nn.Linear(3, 6), b=nn.Linear(6, 2)), {"b.weight"}, {"b.weight"}),
+    Odd("checkpointed", lambda: Net(lambda n, x: n.o(checkpoint(n.inner, n.a(x.mean((2, 3))), use_reentrant=False)), a=nn.Linear(3, 5), inner=nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 5)), o=nn.Linear(5, 2)), INNER, INNER),
     Odd("without a gradient", lambda: Net(lambda n, x: n.b(n.a(x.mean((2, 3))).relu()) * blind(n.a, x), a=nn.Linear(3, 6), b=nn.Linear(6, 2)), set(), set()),
 ]  # fmt: skip
 

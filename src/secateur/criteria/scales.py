@@ -12,12 +12,14 @@ from torch.overrides import TorchFunctionMode
 
 from .. import tree
 from ..errors import BadInput
+from ..flows import FLOWS, operator_of
 from ..structure import Structure
 from ..task import Task
 from ..tree import Scores
 
 NORMS = {F.batch_norm, F.instance_norm, F.layer_norm, F.group_norm, F.rms_norm}
-PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__}
+NORMS_OF_GRAPHS = {function.__name__ for function in NORMS}
+PRODUCTS = {"mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__"}
 
 
 def bn_scale(task: Task, structure: Structure) -> Iterator[Scores]:
@@ -73,7 +75,10 @@ class Factors(TorchFunctionMode):
         found: list[object] = []
         if func in NORMS:
             found = [inspect.signature(func).bind(*args, **kwargs).arguments.get("weight")]
-        elif func in PRODUCTS:
+        elif isinstance(func, torch._ops.OpOverload) and operator_of(func) in NORMS_OF_GRAPHS:
+            use = FLOWS[operator_of(func)](*args, **kwargs)
+            found = [use.weight] if use else []
+        elif operator_of(func) in PRODUCTS:
             found = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.numel() > 1]
             found = found if len(found) == 2 else []  # by one number, nothing is told apart
         self.places.update(place(value) for value in found if isinstance(value, Tensor))

@@ -49,7 +49,15 @@ def output_kl(task: Task, structure: Structure, draws: int = 1) -> Iterator[Scor
 
 
 def output_features(task: Task, structure: Structure, draws: int = 1) -> Iterator[Scores]:
-    """The squared distance of the features: what goes into the module that runs last of those with a matrix (the classifier, as a rule)."""
+    """The squared distance of the features: what goes into the module that runs last of those with a matrix (the classifier, as a rule).
+
+    Raises BadInput for single connections: those of that module move no features, and all would go first.
+    """
+    if structure.kind == "weights":
+        raise BadInput(
+            "output_features looks at what goes into the last layer, which that layer's own connections do not move: all of them would "
+            "have the score 0 and leave first. Choose output_mse, output_kl or output_norm, or structure='channels'."
+        )
     copy, last = twin(task.model, lambda _, value: value), Last()
     for module in copy.modules():
         if any(value.dim() > 1 for value in module.parameters(recurse=False)):

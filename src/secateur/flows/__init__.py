@@ -2,7 +2,7 @@
 
 from .elements import sums
 from .gates import gate_inputs, gates, inputs
-from .rules import FLOWS, Use, flow
+from .rules import FLOWS, Use, flow, operator_of
 from .watch import Line, Lines
 
-__all__ = ["FLOWS", "Line", "Lines", "Use", "flow", "gate_inputs", "gates", "inputs", "sums"]
+__all__ = ["FLOWS", "Line", "Lines", "Use", "flow", "gate_inputs", "gates", "inputs", "operator_of", "sums"]

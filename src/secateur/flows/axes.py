@@ -55,14 +55,28 @@ def sample_axis(two: Tensor, three: Tensor) -> Axis | None:
 
     It is the one axis that grows with the samples, and the part of it that leaves the first two as they were; None where there is none.
     """
-    if two.dim() != three.dim():
-        return None
-    grown = [axis for axis in range(two.dim()) if two.shape[axis] != three.shape[axis]]
-    if len(grown) != 1 or 3 * two.shape[grown[0]] != 2 * three.shape[grown[0]]:
-        return None
-    possible = [Axis(grown[0], how) for how in (("whole",) if two.shape[grown[0]] == 2 else ("outer", "inner"))]
-    fits = [axis for axis in possible if close(axis.split(two, 2), axis.split(three, 3).narrow(axis.place, 0, 2))]
+    fits = [axis for axis in grown(two, three) if unmoved(axis, two, three)]
     return fits[0] if len(fits) == 1 else None
+
+
+def dependent(two: Tensor, three: Tensor) -> bool:
+    """Whether an axis grows with the samples, but no part of it leaves the first two as they were."""
+    possible = grown(two, three)
+    return bool(possible) and not any(unmoved(axis, two, three) for axis in possible)
+
+
+def grown(two: Tensor, three: Tensor) -> list[Axis]:
+    """The parts of the one axis that grows with the samples, as far as sizes tell."""
+    if two.dim() != three.dim():
+        return []
+    longer = [axis for axis in range(two.dim()) if two.shape[axis] != three.shape[axis]]
+    if len(longer) != 1 or 3 * two.shape[longer[0]] != 2 * three.shape[longer[0]]:
+        return []
+    return [Axis(longer[0], how) for how in (("whole",) if two.shape[longer[0]] == 2 else ("outer", "inner"))]
+
+
+def unmoved(axis: Axis, two: Tensor, three: Tensor) -> bool:
+    return close(axis.split(two, 2), axis.split(three, 3).narrow(axis.place, 0, 2))
 
 
 def close(a: Tensor, b: Tensor) -> bool:

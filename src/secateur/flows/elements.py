@@ -18,7 +18,7 @@ from ..tree import Tree
 from .axes import Axis
 from .rules import Use
 from .samples import gradients_of_every_sample, reached, sample_axes
-from .watch import Call, Watch, swapped, tap
+from .watch import Call, Watch, can_tap, swapped, tap
 from .ways import Place, of_elements, powers, way_of
 
 
@@ -72,7 +72,7 @@ class Summed(Watch):
         way = way_of(use, place, self.power, func, args, kwargs) if asked else None
         known = self.met.isdisjoint(wanted) and (not wanted or place.known(asked and use.x is not None)) and (way is not None or not asked)
         self.met |= wanted
-        if not (known and (wanted or self.flows(args, kwargs)) and torch.is_grad_enabled()):
+        if not (known and (wanted or self.flows(args, kwargs)) and can_tap()):
             return func(*args, **kwargs)
         args, kwargs = swapped({id(value): value.detach() for value in mine.values()}, args, kwargs)
         y: Tensor = func(*args, **kwargs)

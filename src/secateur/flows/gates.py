@@ -12,8 +12,8 @@ Per-sample gradients of all weights are not needed for it. Of y = w x + b (a lin
 
 summed over the positions of sample s: products of what forward and backward make anyway. The gradient of the weights is not computed.
 
-A parameter that enters an operator without a rule (rules.py) stays in the autograd graph, is found there, and gets one backward pass
-for each sample: slow, and as right.
+A parameter that enters an operator without a rule (rules.py), or whose activations are checkpointed, stays in the autograd graph, is found
+there, and gets one run and one backward pass for each sample: slow, and as right.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from .watch import Call, Line, Lines, Read
 def gates(task: Task, structure: Structure) -> Iterator[Scores]:
     """Per batch, the gradient of every unit's gate for every sample, with its sign: (samples, *group.shape).
 
-    L_s is the loss of sample s: the loss of a batch is the mean over its samples. (Of a mean over tokens, L_s is the sample's share times
-    the number of samples.) In evaluation mode the model must treat samples independently.
+    L_s is the loss of sample s: its share of the batch's loss, times the number of samples, so that the batch's is the mean (samples.py).
+    In evaluation mode the model must treat samples independently.
     Raises BadInput where a batch cannot be cut into samples. Where units are single connections, the result is a gradient of every weight
     for every sample, made by one backward pass each.
     """

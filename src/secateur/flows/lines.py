@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .axes import Axis, summed
 from .rules import Axes, Use
-from .watch import Call, Line, Lines, See, Watch, swapped, tap
+from .watch import Call, Line, Lines, See, Watch, can_tap, swapped, tap
 
 Along = dict[Line, int | None]  # the axis that a line lies along; None: a dimension of size one, all is its sum
 
@@ -45,7 +45,7 @@ class Tapped(Watch):
             makes, shifts = {}, {}
         x_axis, y_axis = self.axes.get(call._replace(side="x")), self.axes.get(call)
         told = self.samples == 1 or not ((reads and x_axis is None) or ((makes or shifts) and y_axis is None))
-        if not (known and told and (reads or makes or shifts or self.flows(args, kwargs)) and torch.is_grad_enabled()):
+        if not (known and told and (reads or makes or shifts or self.flows(args, kwargs)) and can_tap()):
             return func(*args, **kwargs)
         instead = {id(value): value.detach() for value in (weight, bias) if value is not None and self.name(value)}
         if reads and x is not None:

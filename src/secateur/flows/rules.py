@@ -1,6 +1,7 @@
 """Rules of flows: where the dimensions of a parameter lie in what its operator reads and makes.
 
 A rule is `rule(*args, **kwargs) -> Use | None`, with the operator's own arguments, registered by its name; None where it does not apply.
+The operator of an exported graph has the name of the function that it comes from: torch.ops.aten.linear.default is a "linear".
 What has no rule is measured by one backward pass a sample: a rule makes that faster and changes no result.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 Axes = Mapping[int, int]  # dimension of the parameter -> axis of the activation
@@ -38,6 +40,13 @@ class Use:
 
 Rule = Callable[..., "Use | None"]
 FLOWS: dict[str, Rule] = {}
+
+
+def operator_of(func: Callable[..., object]) -> str:
+    """The name that its rule has; "" for an operator of someone else's, whatever it is called."""
+    if isinstance(func, torch._ops.OpOverload):
+        return func.overloadpacket.__name__ if func.namespace == "aten" else ""
+    return func.__name__
 
 
 def flow(*operators: str) -> Callable[[Rule], Rule]:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from ..tree import Tree
-from .rules import FLOWS, Use
+from .rules import FLOWS, Use, operator_of
 
 Line = tuple[str, int]  # a parameter and one of its dimensions
 Lines = dict[Line, Tensor]
@@ -50,13 +51,14 @@ class Watch(TorchFunctionMode):
         if isinstance(func, FunctionType) and func.__module__ == "torch.nn.functional":
             with self:
                 return seen_through(func)(*args, **kwargs)
-        rule = FLOWS.get(func.__name__) if kwargs.get("out") is None else None
+        operator = operator_of(func)
+        rule = FLOWS.get(operator) if kwargs.get("out") is None else None
         use = None if rule is None else rule(*args, **kwargs)
         name = None if use is None else self.name(use.weight) or self.name(use.bias)
         if use is None or name is None:
             return func(*args, **kwargs)
         self.calls[name] += 1
-        return self.meets(use, Call(name, self.calls[name], func.__name__), func, args, kwargs)
+        return self.meets(use, Call(name, self.calls[name], operator), func, args, kwargs)
 
     def flows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether something with a gradient enters that is no leaf."""
@@ -137,6 +139,16 @@ def tap(value: Tensor, kept: Tensor | None, start: Tensor, see: See) -> Tensor:
     shown: Tensor = Tap.apply(value, kept, start, see)  # type: ignore[no-untyped-call]
     return shown
 
+
+def can_tap() -> bool:
+    """Whether a gradient is made from what is saved here. Where others save it in their own way (activation checkpointing, which runs the
+    code again, without whoever looks on), a tap would be missed, or given what is not its own.
+    """
+    try:
+        with disable_saved_tensors_hooks("asked only"):  # raises where there are any
+            return torch.is_grad_enabled()
+    except RuntimeError:
+        return False
 
 
 def swapped(instead: dict[int, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .axes import Axis, apart, rows, summed
-from .rules import Axes, Use
+from .rules import Axes, Use, operator_of
 from .watch import swapped
 
 CHUNK = 1 << 19  # elements of what samples are taken together for: it stays in the cache
@@ -45,7 +45,7 @@ def way_of(
     use: Use, place: Place, power: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Way | None:  # fmt: skip
     """How it goes for the weight of this call; None where there is no way."""
-    weight, x, name = use.weight, use.x, func.__name__
+    weight, x, name = use.weight, use.x, operator_of(func)
     assert weight is not None  # it is wanted
     if name in CONVOLUTIONS and x is not None:
         geometry = CONVOLUTIONS[name](*args, **kwargs)
