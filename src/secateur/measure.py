@@ -148,7 +148,8 @@ class Between:
         self.parts = self.parts + 1 if stream.handed == self.handed else 0
         self.handed = stream.handed
         if stream.counts:
-            self.collector.update(scores, stream.key, stream.samples, stream.number + (self.parts << PARTS) if stream.handed else None)
+            number = None if not stream.handed else stream.turn if stream.key is not None else stream.number + (self.parts << PARTS)
+            self.collector.update(scores, stream.key, stream.samples, number)
 
     def __call__(self, stream: Stream) -> bool:
         """Before a piece: whether it is enough."""
