@@ -54,7 +54,7 @@ def test_what_is_left_after_a_stop_is_the_rest(sizes: list[int], cut: str, data:
 def test_the_place_among_pieces_of_a_key_is_the_same_in_every_share(sizes: list[int], size: int, data: st.DataObject) -> None:
     places: list[Position] = []
     stream = Stream(batches := numbered(sizes), by_class, between=lambda stream: places.append(stream.place) or False)
-    turns = {stream.number: (stream.key, stream.turn) for _ in stream}
+    turns = dict((stream.number, (stream.key, stream.turn)) for _ in stream)
     of_key: dict[str | None, list[int]] = {}
     for key, turn in turns.values():
         of_key.setdefault(key, []).append(turn)

@@ -35,6 +35,7 @@ class Stream:
     or else each has data of its own, and all pieces of that.
     between: called before every piece, also of another share; the stream ends where it says so (True).
     chance: called before every batch is read and every piece is handed out.
+    begun: called with the first batch of the data, also where it is left out.
     taken: batches taken from the data. handed: pieces handed out in this pass. number: that of the last one, among those of all processes;
     where it has a key, `turn` is its number among the pieces of that key.
     place: before the piece that is next.
@@ -50,6 +51,7 @@ class Stream:
     split: bool = True
     between: Callable[[Stream], bool] = lambda stream: False
     chance: Chance = lambda what, number: None
+    begun: Callable[[object], None] | None = None
     taken: int = 0
     handed: int = 0
     number: int = 0
@@ -107,6 +109,9 @@ class Stream:
         skip: Callable[[int], Iterable[object]] | None = getattr(self.data, "skip", None)
         by_itself = bool(self.start.batches) and callable(skip)
         self.chance("pass", 0)
+        if by_itself and self.begun:
+            self.chance("batch", self.numbered(0))
+            self.begun(next(iter(self.data), None))
         following = iter(skip(self.start.batches) if by_itself and skip else self.data)
         for number in count(self.start.batches if by_itself else 0):
             self.chance("batch", self.numbered(number))
@@ -114,6 +119,8 @@ class Stream:
                 batch = next(following)
             except StopIteration:
                 return
+            if number == 0 and self.begun:
+                self.begun(batch)
             if number >= self.start.batches:
                 self.taken += 1
                 yield batch
