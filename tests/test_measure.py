@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 
@@ -20,6 +20,7 @@ from secateur.errors import BadInput
 from secateur.measure import after, measure
 from secateur.reductions import normalised
 from secateur.sensitivity import Sensitivity
+from secateur.structure import Structure, channels
 from secateur.sure import stability
 from secateur.task import Task
 from secateur.tree import Scores
@@ -235,3 +236,35 @@ def test_there_is_nothing_to_look_at_before_the_first_scores() -> None:
 def test_settings_that_are_none_are_said(arguments: dict[str, object], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         measure(*toy(), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("scores", [1, 3])
+def test_samples_are_those_that_were_taken_from_the_data(passes: int, scores: int) -> None:
+    """However often they are read, and whenever scores are yielded."""
+    task, structure = toy(10)
+    ones = {name: torch.ones(group.shape) for name, group in structure.groups.items()}
+
+    def at_the_end(task: Task, structure: Structure) -> Iterator[Scores]:
+        for _ in range(passes):
+            list(task.batches())
+        yield from [ones] * scores
+
+    def along(task: Task, structure: Structure) -> Iterator[Scores]:
+        for _ in range(passes):
+            for _ in task.batches():
+                yield from [ones] * scores
+
+    def without(task: Task, structure: Structure) -> Iterator[Scores]:
+        yield ones
+
+    found = [measure(task, structure, criterion).samples for criterion in (at_the_end, along, without)]
+    assert found == [80, 80, 0]
+
+
+@pytest.mark.parametrize("name", ["obs", "snr", "needed"])
+def test_criteria_that_yield_once_tell_their_samples(name: str) -> None:
+    task, _ = toy(10)
+    model = task.model
+    structure = channels(model, torch.zeros(1, 6, dtype=torch.float64))
+    assert measure(task, structure, name).samples == 80

@@ -118,6 +118,7 @@ class Between:
     amount: float
     handed: int = 0  # pieces, at the last scores
     parts: int = 0  # scores of the last piece
+    counted: int = 0  # samples, each once however many scores or passes they are for
     looked: float = field(default_factory=time.monotonic)
     pause: float = 0.0  # seconds until the next look: the first one is early
     start: int = 0
@@ -151,7 +152,8 @@ class Between:
         self.handed = stream.handed
         if stream.counts:
             number = None if not stream.handed else stream.turn if stream.key is not None else stream.number + (self.parts << PARTS)
-            self.collector.update(scores, stream.key, stream.samples, number)
+            self.collector.update(scores, stream.key, max(0, stream.total - self.counted), number)
+            self.counted = max(self.counted, stream.total)
 
     def __call__(self, stream: Stream) -> bool:
         """Before a piece: whether it is enough."""

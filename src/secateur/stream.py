@@ -38,6 +38,7 @@ class Stream:
     begun: called with the first batch of the data, also where it is left out.
     taken: batches taken from the data. handed: pieces handed out in this pass. number: that of the last one, among those of all processes;
     where it has a key, `turn` is its number among the pieces of that key.
+    samples, total: in the last piece, and in all that were handed out in this pass.
     place: before the piece that is next.
     ended: whether this pass came to its end.
     counts: False for a piece of another share that is handed out only because there is none of one's own.
@@ -58,6 +59,7 @@ class Stream:
     turn: int = 0
     key: str | None = None
     samples: int = 0
+    total: int = 0
     counts: bool = True
     ended: bool = False
     place: Position = BEGINNING
@@ -72,7 +74,7 @@ class Stream:
         return place if self.split else place * self.size + self.rank
 
     def __iter__(self) -> Iterator[object]:
-        self.taken, self.handed, self.counts, self.ended = self.start.batches, 0, True, False
+        self.taken, self.handed, self.total, self.counts, self.ended = self.start.batches, 0, 0, True, False
         spare: Piece | None = None
         turns: Counter[str | None] = Counter()
         seen, batch, given = self.start.given, self.taken, self.start.given
@@ -96,7 +98,7 @@ class Stream:
         self.ended = True
 
     def hand(self, number: int, turn: int, piece: Piece) -> object:
-        self.handed += 1
+        self.handed, self.total = self.handed + 1, self.total + piece.samples
         self.number, self.turn, self.key, self.samples = number, turn, piece.key, piece.samples
         self.chance("piece", number)
         return piece.batch
