@@ -67,10 +67,19 @@ def test_samples_are_cut_from_dicts_and_what_is_not_per_sample_is_kept() -> None
     pieces = [piece for _, _, piece in by_sample([batch])]
     assert [piece["x"].tolist() for piece in pieces] == [[[0, 1]], [[2, 3]], [[4, 5]]]
     assert all(piece["mask"].shape == (1, 2) and piece["flag"] is True for piece in pieces)
-    full, zero, one = by_class([batch, batch])
+    full, *zeros, one = by_class([batch, batch])
     assert full.batch["x"].tolist() == [[0, 1], [4, 5], [0, 1]] and full.batch["labels"].tolist() == [1, 1, 1]
-    assert zero.batch["x"].tolist() == [[2, 3], [2, 3]] and one.batch["x"].tolist() == [[4, 5]]
-    assert all(piece.batch["mask"].shape == (1, 2) for piece in (full, zero, one))
+    assert [zero.batch["x"].tolist() for zero in zeros] == [[[2, 3]], [[2, 3]]] and one.batch["x"].tolist() == [[4, 5]]
+    assert all(piece.batch["mask"].shape == (1, 2) for piece in (full, *zeros, one))
+
+
+@given(SIZES, st.integers(1, 9))
+def test_only_a_class_that_went_on_early_is_in_one_piece(sizes: list[int], classes: int) -> None:
+    pieces: dict[str | None, list[int]] = {}
+    for key, samples, _ in by_class(numbered(sizes, classes)):
+        pieces.setdefault(key, []).append(samples)
+    early = sum(sizes) > WAITING * max(sizes)
+    assert all(len(found) > 1 or found == [1] or early for found in pieces.values())
 
 
 def test_samples_of_different_shapes_are_not_mixed() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 
 import numpy
@@ -18,6 +20,7 @@ from secateur.errors import BadInput
 from secateur.measure import after, measure
 from secateur.reductions import normalised
 from secateur.sensitivity import Sensitivity
+from secateur.structure import Structure, channels
 from secateur.sure import stability
 from secateur.task import Task
 from secateur.tree import Scores
@@ -119,12 +122,54 @@ def test_with_keys_both_are_between_halves_of_the_pieces() -> None:
     task, structure = toy(8)
     found = measure(task, structure, contexts=lambda batch: "ab"[int(batch[1][0]) % 2])
     scores, keys = list(CRITERIA["taylor"](task, structure)), [int(y[0]) % 2 for _, y in task.data]  # type: ignore[misc]
+    places = [[i for i in range(8) if keys[i] == k] for k in range(2)]
     halves = []
     for half in range(2):
-        sums = [{n: sum(scores[i][n] for i in range(half, 8, 2) if keys[i] == k) for n in structure.groups} for k in range(2)]
+        sums = [{n: sum(scores[i][n] for i in of_key[half::2]) for n in structure.groups} for of_key in places]
         halves.append(mean([normalised(total) for total in sums]))  # type: ignore[arg-type]
     torch.testing.assert_close(found.error, tree.apply(lambda a, b: (a - b).abs() / 2, *halves))
     assert found.stability == stability(*halves, 0.5)
+
+
+def alternating(count: int, classes: int = 2) -> tuple[Task, Hidden]:
+    task, structure = toy(count, classes=classes)
+    return replace(task, data=[(x, torch.arange(8) % classes) for x, _ in task.data]), structure  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("domain", [lambda n: n % 2, lambda n: n % 3, lambda n: n % 4, lambda n: n // 4 % 2])
+def test_domains_that_take_turns_have_halves(domain: Callable[[int], int]) -> None:
+    task, structure = toy(12)
+    numbers = itertools.count()
+    found = measure(task, structure, contexts=lambda batch: domain(next(numbers)))
+    scores = list(CRITERIA["taylor"](task, structure))
+    places = {key: [n for n in range(12) if domain(n) == key] for key in range(4)}
+    halves = []
+    for half in range(2):
+        sums = [{name: sum(scores[n][name] for n in of[half::2]) for name in structure.groups} for of in places.values() if of]
+        halves.append(mean([normalised(total) for total in sums]))  # type: ignore[arg-type]
+    torch.testing.assert_close(found.error, tree.apply(lambda a, b: (a - b).abs() / 2, *halves))
+    assert found.stability == stability(*halves, 0.5)
+
+
+def test_classes_that_take_turns_can_be_enough() -> None:
+    found = measure(*alternating(40), contexts="class", enough=0.0)
+    assert found.stability and found.error and found.samples < 100
+
+
+@pytest.mark.parametrize(("count", "classes"), [(2, 4), (1, 4), (4, 4), (8, 8)])
+def test_a_class_in_one_piece_is_halved(count: int, classes: int) -> None:
+    """Up to as many samples of a class as a batch has: they would all be in one."""
+    found = measure(*alternating(count, classes), contexts="class")
+    assert found.stability and found.error and found.samples == 8 * count and found.count == classes
+
+
+def test_keys_without_halves_are_left_out_of_the_comparison() -> None:
+    task, structure = toy(5)
+    numbers = itertools.count()
+    found = measure(task, structure, contexts=lambda batch: "aabbc"[next(numbers)])
+    shares = [normalised(scores) for scores in CRITERIA["taylor"](task, structure)]
+    assert found.stability == stability(mean([shares[0], shares[2]]), mean([shares[1], shares[3]]), 0.5)
+    assert measure(Task(task.model, task.data[:1], task.loss), structure, contexts=lambda batch: "a").stability is None  # type: ignore[index]
 
 
 def test_it_goes_on_until_it_is_enough() -> None:
@@ -191,3 +236,35 @@ def test_there_is_nothing_to_look_at_before_the_first_scores() -> None:
 def test_settings_that_are_none_are_said(arguments: dict[str, object], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         measure(*toy(), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("scores", [1, 3])
+def test_samples_are_those_that_were_taken_from_the_data(passes: int, scores: int) -> None:
+    """However often they are read, and whenever scores are yielded."""
+    task, structure = toy(10)
+    ones = {name: torch.ones(group.shape) for name, group in structure.groups.items()}
+
+    def at_the_end(task: Task, structure: Structure) -> Iterator[Scores]:
+        for _ in range(passes):
+            list(task.batches())
+        yield from [ones] * scores
+
+    def along(task: Task, structure: Structure) -> Iterator[Scores]:
+        for _ in range(passes):
+            for _ in task.batches():
+                yield from [ones] * scores
+
+    def without(task: Task, structure: Structure) -> Iterator[Scores]:
+        yield ones
+
+    found = [measure(task, structure, criterion).samples for criterion in (at_the_end, along, without)]
+    assert found == [80, 80, 0]
+
+
+@pytest.mark.parametrize("name", ["obs", "snr", "needed"])
+def test_criteria_that_yield_once_tell_their_samples(name: str) -> None:
+    task, _ = toy(10)
+    model = task.model
+    structure = channels(model, torch.zeros(1, 6, dtype=torch.float64))
+    assert measure(task, structure, name).samples == 80

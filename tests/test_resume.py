@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ranks_measure import WHEN
 from secateur.errors import BadInput, Unreadable
 from secateur.measure import measure
-from secateur.resume import Checkpoint
+from secateur.resume import Checkpoint, batch_told, loss_told
 from secateur.sensitivity import Sensitivity
 from secateur.sensitivity_file import read_sensitivity
 from secateur.structure import Structure, weights
@@ -137,7 +141,7 @@ def test_data_that_only_flows_by(tmp_path: Path, data: object) -> None:
         data.read.clear()
     equal(measure(flowing, structure, checkpoint=tmp_path / "c"), whole)
     if isinstance(data, Skipping):
-        assert data.read == [5, 6, 7, 8, 9]
+        assert data.read == [0, 5, 6, 7, 8, 9]  # the first, to see that it is the same data
 
 
 def test_a_run_that_stops_when_it_is_enough_stops_there(tmp_path: Path) -> None:
@@ -146,6 +150,66 @@ def test_a_run_that_stops_when_it_is_enough_stops_there(tmp_path: Path) -> None:
     assert 8 <= whole.count < 60
     stopped(task, structure, tmp_path / "c", whole.count - 1, enough=0.9, amount=0.8)
     equal(measure(task, structure, checkpoint=tmp_path / "c", enough=0.9, amount=0.8), whole)
+
+
+def other(outputs: object, targets: object) -> Tensor:
+    return 2 * F.cross_entropy(outputs, targets)  # type: ignore[arg-type]
+
+
+def smooth(by: float) -> Callable[[object, object], Tensor]:
+    return lambda outputs, targets: F.cross_entropy(outputs, targets, label_smoothing=by)  # type: ignore[arg-type]
+
+
+LOSSES: list[Callable[[], object]] = [
+    lambda: F.cross_entropy,
+    lambda: other,
+    lambda: smooth(0.1),
+    lambda: smooth(0.2),
+    lambda: partial(F.cross_entropy, label_smoothing=0.1),
+    lambda: partial(F.cross_entropy, label_smoothing=0.2),
+    lambda: nn.CrossEntropyLoss(),
+    lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
+    lambda: nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0])),
+    lambda: nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 4.0])),
+    lambda: lambda outputs, targets: outputs.sum() if targets.dtype in {"a", "b", "c"} else outputs.mean(),
+    lambda: torch.dot,
+]
+
+
+def test_losses_are_told_apart_and_are_the_same_when_made_again() -> None:
+    assert len({loss_told(make()) for make in LOSSES}) == len(LOSSES)
+    for make in LOSSES:
+        assert loss_told(make()) == loss_told(make())
+    command = [sys.executable, "-c", "import test_resume as t; print(*map(t.loss_told, [make() for make in t.LOSSES]), sep='\\n')"]
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ran = [
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        for seed in "12"
+    ]
+    assert [found.stdout.splitlines() for found in ran] == [[loss_told(make()) for make in LOSSES]] * 2
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (torch.zeros(2), "en"),
+        (torch.zeros(2), "de"),
+        (torch.zeros(2, 1), "en"),
+        (torch.zeros(2, dtype=torch.bfloat16), "en"),
+        {"x": torch.tensor(1.5)},
+        {"x": torch.tensor(2.5)},
+        [numpy.array([1, 2])],
+        [numpy.array([1, 3])],
+        torch.eye(2).to_sparse(),
+    ],
+)
+def test_a_batch_is_told_by_its_values(batch: object) -> None:
+    told = batch_told(batch)
+    assert told == batch_told(copy.deepcopy(batch)) and told not in TOLD
+    TOLD.append(told)
+
+
+TOLD: list[str] = []
 
 
 @pytest.mark.parametrize(
@@ -157,18 +221,26 @@ def test_a_run_that_stops_when_it_is_enough_stops_there(tmp_path: Path) -> None:
         ("seed", {"seed": 7}),
         ("model", {"other": True}),
         ("batches", {"count": 9}),
+        ("contexts' code", {"contexts": lambda batch: "b"}),
+        ("loss", {"loss": other}),
+        ("loss", {"loss": lambda outputs, targets: F.cross_entropy(outputs, targets)}),
+        ("loss", {"loss": smooth(0.2)}),
+        ("first batch", {"size": 16}),
+        ("first batch", {"data_seed": 1}),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, name: str, settings: dict[str, object]) -> None:
     task, structure = toy()
-    stopped(task, structure, tmp_path / "c", 4)
+    task = replace(task, loss=smooth(0.1))
+    first = {"contexts": lambda batch: "a"} if name == "contexts' code" else {}
+    stopped(task, structure, tmp_path / "c", 4, **first)
     kept = (tmp_path / "c").read_bytes()
     if settings.pop("other", False):
         model = mlp(6, 5, 4, 3, seed=1)
         task, structure = Task(model, task.data, task.loss, 1), Hidden(model)
-    if count := settings.pop("count", 0):
-        task = toy(int(str(count)))[0]
-    task = Task(task.model, task.data, task.loss, int(str(settings.pop("seed", 1))))
+    sizes = [settings.pop(name, usual) for name, usual in (("count", 10), ("size", 8), ("data_seed", 0))]
+    data = batches(sizes[0], sizes[1], 6, 3, sizes[2])  # type: ignore[arg-type]
+    task = Task(task.model, data, settings.pop("loss", task.loss), int(str(settings.pop("seed", 1))))  # type: ignore[arg-type]
     with pytest.raises(Unreadable, match=rf"c belongs to another measurement: its {name} is .*, now it is .*"):
         measure(task, structure, checkpoint=tmp_path / "c", **settings)  # type: ignore[arg-type]
     assert (tmp_path / "c").read_bytes() == kept

@@ -50,6 +50,20 @@ def test_what_is_left_after_a_stop_is_the_rest(sizes: list[int], cut: str, data:
     assert sorted(piece for share in shares for piece in share) == whole[start.pieces :]
 
 
+@given(SIZES, st.integers(1, 3), st.data())
+def test_the_place_among_pieces_of_a_key_is_the_same_in_every_share(sizes: list[int], size: int, data: st.DataObject) -> None:
+    places: list[Position] = []
+    stream = Stream(batches := numbered(sizes), by_class, between=lambda stream: places.append(stream.place) or False)
+    turns = dict((stream.number, (stream.key, stream.turn)) for _ in stream)
+    of_key: dict[str | None, list[int]] = {}
+    for key, turn in turns.values():
+        of_key.setdefault(key, []).append(turn)
+    assert all(found == list(range(len(found))) for found in of_key.values())
+    start = data.draw(st.sampled_from(places))
+    for stream in (Stream(batches, by_class, start, rank, size) for rank in range(size)):
+        assert all(turns[stream.number] == (stream.key, stream.turn) for _ in stream if stream.counts)
+
+
 class Skipping:
     """Batches that can be left out unread, as streamed data sets have it; remembers which were read."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -46,14 +47,17 @@ def by_key(keys: Keys) -> Cut:
     keys: batch -> one key a sample, or one for the whole batch, which then goes on as it is. A key is a string or a whole number.
     At most 8 batches' worth of samples wait; beyond that the fullest key goes on, so that memory does not grow with the data and the
     batches stay nearly as large as they came. Samples of different shapes (padding) are not mixed.
+    What is the only piece of its key in the end goes in two halves, so that they can be compared.
     """
 
     def cut(data: Iterable[object]) -> Iterator[Piece]:
         waiting: dict[tuple[str, Layout], Piece] = {}
+        given: Counter[str | None] = Counter()
         size = 0
         for batch in data:
             named = names_of(keys, batch)
             if isinstance(named, str):
+                given[named] += 1
                 yield Piece(named, samples_in(batch), batch)
                 continue
             form, size = layout(batch), max(size, len(named))
@@ -61,14 +65,19 @@ def by_key(keys: Keys) -> Cut:
                 piece = Piece(key, len(members), take(batch, torch.tensor(members), form))
                 if (key, form) in waiting:
                     piece = join(waiting.pop((key, form)), piece, form)
-                if piece.samples >= size:
+                if piece.samples > size:  # so something of the key comes afterwards
+                    given[key] += 1
                     yield first(piece, size, form)
                     piece = rest(piece, size, form)
-                if piece.samples:
-                    waiting[key, form] = piece
+                waiting[key, form] = piece
             while sum(piece.samples for piece in waiting.values()) > WAITING * size:
-                yield waiting.pop(max(waiting, key=lambda kind: waiting[kind].samples))
-        yield from waiting.values()
+                key, form = max(waiting, key=lambda kind: waiting[kind].samples)
+                given[key] += 1
+                yield waiting.pop((key, form))
+        given.update(key for key, _ in waiting)
+        for (key, form), piece in waiting.items():
+            half = piece.samples // 2 if given[key] == 1 else 0
+            yield from [first(piece, half, form), rest(piece, half, form)] if half else [piece]
 
     return cut
 

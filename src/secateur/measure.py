@@ -18,7 +18,7 @@ from .contexts import Keys, cut_of
 from .criteria import IN_ORDER, Criterion, criterion, name_of
 from .distributed import Processes, is_split, processes
 from .errors import BadInput, SecateurError
-from .resume import Checkpoint
+from .resume import Checkpoint, digest, loss_told
 from .sensitivity import Collector, Sensitivity
 from .sharded import is_sharded
 from .sharded_task import ShardedTask
@@ -55,7 +55,8 @@ def measure(
     to 4,096 (of few) of them, so that memory does not grow: `reductions.rank_error` tells how far off that can be.
     progress: called with (batches done, batches in all or None). watch: now and then with the sensitivity so far (5 % of the time).
     checkpoint: a file to go on from after a stop, with the same numbers. It is written every 30 seconds and removed in the end; one of
-    another model or other settings is refused. What was seen is left out by the data's own `skip(n)` where it has one, else read past.
+    another model, another loss (by its name and code), other settings or other data (by its first batch) is refused. What was seen is
+    left out by the data's own `skip(n)` where it has one, else read past.
     enough: stop when two halves of the contexts agree on what to remove at `amount` (`stability.agreement`, a Jaccard index in 0..1), which
     is looked at after 8 contexts and then at every quarter more.
     split: in an initialised torch.distributed process group, each process measures its share of the pieces and all get the merged result,
@@ -72,6 +73,7 @@ def measure(
         raise BadInput(f"Scores by {name} depend on the batches before: measure them in one process, and without checkpoint=.")
     total, device = length(task.data), device_of(task.model)
     settings: dict[str, object] = {"criterion": name, "contexts": called, "local": local, "seed": task.seed, "model": structure.digest}
+    settings |= {"loss": loss_told(task.loss), "criterion's code": digest(function), "contexts' code": digest(contexts)}
     settings |= {"groups": {name: list(each.shape) for name, each in structure.groups.items()}, "batches": total}
     collector = Collector(structure, name, called, local, task.seed)
     if sharded:  # all processes compute every piece together, and each has the scores of its shards
@@ -80,7 +82,7 @@ def measure(
     kept = Checkpoint(Path(checkpoint), settings, str(device)) if checkpoint else None
     between = Between(collector, group, watch, kept, enough, amount)
     start, chance = between.begin(), partial(chance_at, task.seed, device)
-    stream = Stream(task.data, cut, start, group.rank, group.size, split, between, chance)
+    stream = Stream(task.data, cut, start, group.rank, group.size, split, between, chance, kept.begun if kept else None)
     with seeded(task.seed, device):
         try:
             yielded: object = function(replace(task, data=stream, first=stream.first, every=group.size), structure)
@@ -116,6 +118,7 @@ class Between:
     amount: float
     handed: int = 0  # pieces, at the last scores
     parts: int = 0  # scores of the last piece
+    counted: int = 0  # samples, each once however many scores or passes they are for
     looked: float = field(default_factory=time.monotonic)
     pause: float = 0.0  # seconds until the next look: the first one is early
     start: int = 0
@@ -148,7 +151,9 @@ class Between:
         self.parts = self.parts + 1 if stream.handed == self.handed else 0
         self.handed = stream.handed
         if stream.counts:
-            self.collector.update(scores, stream.key, stream.samples, stream.number + (self.parts << PARTS) if stream.handed else None)
+            number = None if not stream.handed else stream.turn if stream.key is not None else stream.number + (self.parts << PARTS)
+            self.collector.update(scores, stream.key, max(0, stream.total - self.counted), number)
+            self.counted = max(self.counted, stream.total)
 
     def __call__(self, stream: Stream) -> bool:
         """Before a piece: whether it is enough."""

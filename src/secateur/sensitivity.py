@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -36,8 +37,9 @@ class Sensitivity:
     count, samples: contexts and samples that were seen.
     local_by: "max", or the quantile.
     error: the standard error of global_, None where only one context was seen. It is spread / sqrt(count - 1); where contexts have keys,
-    half the difference of the means of two halves of the data (one degree of freedom, so rough for a single unit).
-    stability: how well two halves of the data agree on what to remove; None where there are none, and for sharded models.
+    half the difference of the means of two halves of the data (one degree of freedom, so rough for a single unit): every key's data is
+    halved, and keys that came in one piece only are left out; None where all did.
+    stability: how well two halves of the data agree on what to remove; None where there are none (as for `error`), and for sharded models.
     digest: of the model that it was measured on, as its structure has it.
     """
 
@@ -96,13 +98,17 @@ class Collector:
         self.samples = self.seen = 0  # seen: contexts, or parts of them
         self.stream = Reductions(local, seed)
         self.even = Mean()  # of the contexts of even numbers: the other half is what is left of the stream
-        self.sums: dict[str, Scores] = {}
-        self.even_sums: dict[str, Scores] = {}
+        self.parts: Counter[str] = Counter()  # of each key
+        self.sums: tuple[Sums, Sums] = ({}, {})  # of every key's parts of even numbers, and of odd ones
         self.types: dict[str, torch.dtype] = {}
 
     def update(self, scores: Mapping[str, Tensor], key: str | None = None, samples: int = 1, number: int | None = None) -> None:
-        """Adds a context, or a part of the one of that key. number: its place among all, where this collector sees only some of them."""
-        number = self.seen if number is None else number
+        """Adds a context, or a part of the one of that key.
+
+        number: its place among all contexts, or among all parts of its key, where this collector sees only some of them.
+        """
+        if number is None:
+            number = self.seen if key is None else self.parts[key]
         context = f"context {number}" if key is None else f"the context {key}"
         scores = self.checked(scores, context)
         self.types = {name: value.dtype for name, value in scores.items()}
@@ -113,11 +119,12 @@ class Collector:
             if number % 2 == 0:
                 self.even.add(shares)
             return
-        for sums in (self.sums, self.even_sums)[: 2 - number % 2]:
-            if key not in sums:
-                sums[key] = tree.apply(lambda value: torch.zeros_like(value, dtype=torch.float64), scores)
-            for name, value in sums[key].items():
-                value.add_(scores[name], alpha=samples)
+        self.parts[key] += 1
+        half = self.sums[number % 2]
+        if key not in half:
+            half[key] = tree.apply(lambda value: torch.zeros_like(value, dtype=torch.float64), scores)
+        for name, value in half[key].items():
+            value.add_(scores[name], alpha=samples)
 
     def step(self, model: nn.Module, samples: int = 1) -> None:
         """Adds what the criterion (taylor: (sum of g w)^2, snip or movement) sees in a training step.
@@ -160,7 +167,8 @@ class Collector:
         both.samples, both.seen = self.samples + other.samples, self.seen + other.seen
         both.types = self.types or other.types
         both.stream, both.even = self.stream.merge(other.stream), self.even.merge(other.even)
-        both.sums, both.even_sums = joined(self.sums, other.sums), joined(self.even_sums, other.even_sums)
+        both.parts = self.parts + other.parts
+        both.sums = (joined(self.sums[0], other.sums[0]), joined(self.sums[1], other.sums[1]))
         return both
 
     def empty(self) -> Collector:
@@ -171,11 +179,11 @@ class Collector:
         told, tensors = self.stream.state()
         held = {f"stream/{name}": value for name, value in tensors.items()}
         held |= {f"even/{name}": value for name, value in self.even.mean.items()}
-        for part, sums in (("sums", self.sums), ("even_sums", self.even_sums)):
+        for part, sums in zip(HALVES, self.sums):
             held |= {f"{part}/{number}/{name}": v for number, scores in enumerate(sums.values()) for name, v in scores.items()}
         types = {name: str(dtype).removeprefix("torch.") for name, dtype in self.types.items()}
         facts = {"samples": self.samples, "seen": self.seen, "stream": told, "even": self.even.count, "types": types}
-        return {**facts, "sums": list(self.sums), "even_sums": list(self.even_sums)}, held
+        return {**facts, "parts": dict(self.parts), **{part: list(sums) for part, sums in zip(HALVES, self.sums)}}, held
 
     def restored(self, state: State) -> Collector:
         """A collector of these settings that has seen what `state` says. Raises KeyError, TypeError or ValueError where it cannot be."""
@@ -188,13 +196,16 @@ class Collector:
             raise TypeError("it has no reductions")
         new.stream, new.even = new.stream.restored((stream, part("stream"))), Mean(whole(told["even"]), part("even"))
         new.types = {str(name): FLOATS[dtype] for name, dtype in types.items()}
-        for name, sums in (("sums", new.sums), ("even_sums", new.even_sums)):
+        if not isinstance(parts := told["parts"], dict):
+            raise TypeError("it has no numbers of parts")
+        new.parts = Counter({str(key): whole(number) for key, number in parts.items()})
+        for name, sums in zip(HALVES, new.sums):
             sums |= {str(key): part(f"{name}/{number}") for number, key in enumerate(listed(told[name]))}
         return new
 
     def sensitivity(self, amount: float = 0.5) -> Sensitivity:
         """What came so far, and how sure it is about the units that leave at `amount`. Raises BadInput where nothing came."""
-        keys = {key: normalised(scores) for key, scores in sorted(self.sums.items(), key=lambda item: natural(item[0]))}
+        keys = {key: normalised(scores) for key, scores in sorted(joined(*self.sums).items(), key=lambda item: natural(item[0]))}
         reductions = self.stream
         if keys:
             reductions = Reductions(self.local, self.seed, limit=len(keys))
@@ -224,16 +235,15 @@ class Collector:
         )
 
     def halves(self) -> tuple[Scores, Scores] | None:
-        """The global sensitivity by either half of the contexts (of their parts, where they have keys); None where a half has none."""
-        if not self.sums:
+        """The global sensitivity by either half of the contexts; where they have keys, by either half of each key's parts, over the keys
+        that have two. None where there is no half."""
+        if not self.parts:
             odd = self.stream.average.without(self.even)
             return (self.even.mean, odd.mean) if self.even.count and odd.count else None
         means = Mean(), Mean()
-        for key, even in self.even_sums.items():
-            odds = tree.apply(torch.sub, self.sums[key], even)
-            if magnitude(even) and magnitude(odds) > ROUNDING * magnitude(even):
-                means[0].add(normalised(even))
-                means[1].add(normalised(odds))
+        for key in sorted(self.sums[0].keys() & self.sums[1].keys()):
+            for mean, sums in zip(means, self.sums):
+                mean.add(normalised(sums[key]))
         return (means[0].mean, means[1].mean) if means[0].count else None
 
     def stability(self, amount: float) -> Stability | None:
@@ -267,10 +277,11 @@ class Collector:
 
 
 FLOATS = {"float32": torch.float32, "float64": torch.float64}  # that scores come in
-ROUNDING = 1e-12
+HALVES = ("even_sums", "odd_sums")
+Sums = dict[str, Scores]  # by key
 
 
-def joined(a: dict[str, Scores], b: dict[str, Scores]) -> dict[str, Scores]:
+def joined(a: Sums, b: Sums) -> Sums:
     """The sums by key of both."""
     one = {key: tree.apply(torch.clone, scores) for key, scores in {**a, **b}.items()}
     return {**one, **{key: tree.add(a[key], b[key]) for key in a.keys() & b.keys()}}

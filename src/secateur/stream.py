@@ -5,6 +5,7 @@ So a part of the stream (the share of one process, or what is left after a stop)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -34,7 +35,10 @@ class Stream:
     or else each has data of its own, and all pieces of that.
     between: called before every piece, also of another share; the stream ends where it says so (True).
     chance: called before every batch is read and every piece is handed out.
-    taken: batches taken from the data. handed: pieces handed out in this pass. number: that of the last one, among those of all processes.
+    begun: called with the first batch of the data, also where it is left out.
+    taken: batches taken from the data. handed: pieces handed out in this pass. number: that of the last one, among those of all processes;
+    where it has a key, `turn` is its number among the pieces of that key.
+    samples, total: in the last piece, and in all that were handed out in this pass.
     place: before the piece that is next.
     ended: whether this pass came to its end.
     counts: False for a piece of another share that is handed out only because there is none of one's own.
@@ -48,11 +52,14 @@ class Stream:
     split: bool = True
     between: Callable[[Stream], bool] = lambda stream: False
     chance: Chance = lambda what, number: None
+    begun: Callable[[object], None] | None = None
     taken: int = 0
     handed: int = 0
     number: int = 0
+    turn: int = 0
     key: str | None = None
     samples: int = 0
+    total: int = 0
     counts: bool = True
     ended: bool = False
     place: Position = BEGINNING
@@ -67,8 +74,9 @@ class Stream:
         return place if self.split else place * self.size + self.rank
 
     def __iter__(self) -> Iterator[object]:
-        self.taken, self.handed, self.counts, self.ended = self.start.batches, 0, True, False
+        self.taken, self.handed, self.total, self.counts, self.ended = self.start.batches, 0, 0, True, False
         spare: Piece | None = None
+        turns: Counter[str | None] = Counter()
         seen, batch, given = self.start.given, self.taken, self.start.given
         for place, piece in enumerate(self.cut(self.counted()), seen):
             if self.taken != batch:
@@ -80,17 +88,18 @@ class Stream:
                     return
             number = self.numbered(place)
             if place >= self.start.pieces and (number - self.rank) % self.size == 0:
-                yield self.hand(number, piece)
+                yield self.hand(number, turns[piece.key] + (0 if self.split else self.rank), piece)
             else:
                 spare = piece
+            turns[piece.key] += 1
         if spare is not None and not self.handed:
             self.counts = False
-            yield self.hand(self.first, spare)
+            yield self.hand(self.first, 0, spare)
         self.ended = True
 
-    def hand(self, number: int, piece: Piece) -> object:
-        self.handed += 1
-        self.number, self.key, self.samples = number, piece.key, piece.samples
+    def hand(self, number: int, turn: int, piece: Piece) -> object:
+        self.handed, self.total = self.handed + 1, self.total + piece.samples
+        self.number, self.turn, self.key, self.samples = number, turn, piece.key, piece.samples
         self.chance("piece", number)
         return piece.batch
 
@@ -102,6 +111,9 @@ class Stream:
         skip: Callable[[int], Iterable[object]] | None = getattr(self.data, "skip", None)
         by_itself = bool(self.start.batches) and callable(skip)
         self.chance("pass", 0)
+        if by_itself and self.begun:
+            self.chance("batch", self.numbered(0))
+            self.begun(next(iter(self.data), None))
         following = iter(skip(self.start.batches) if by_itself and skip else self.data)
         for number in count(self.start.batches if by_itself else 0):
             self.chance("batch", self.numbered(number))
@@ -109,6 +121,8 @@ class Stream:
                 batch = next(following)
             except StopIteration:
                 return
+            if number == 0 and self.begun:
+                self.begun(batch)
             if number >= self.start.batches:
                 self.taken += 1
                 yield batch
