@@ -91,7 +91,10 @@ def per(of: str | Cost) -> Scope:
         price = {name: value.clamp_min(CHEAP * largest) for name, value in saved.items()}
         number = sum(value.numel() for value in price.values())
         mean = sum(float(value.sum(dtype=torch.float64)) for value in price.values()) / number
-        return {name: torch.where(s < 0, s * (price[name] / mean**2).to(s.dtype), s / price[name].to(s.dtype)) for name, s in scores.items()}
+        return {
+            name: torch.where(values < 0, values * (price[name] / mean**2).to(values.dtype), values / price[name].to(values.dtype))
+            for name, values in scores.items()
+        }
 
     score_per_cost.__name__ = f"per-{named(of)[0]}"
     return score_per_cost
