@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .cost import PRICED, Cost, cost, named, prices
+from .cost import COSTS, PRICED, Cost, cost, named, prices
 from .errors import BadInput
 from .structure import Structure
 from .tree import Keep, Scores, apply
@@ -110,6 +110,12 @@ SCOPES: dict[str, Scope] = {
     "per-parameter": per("parameters"),
     "per-byte": per("bytes"),
 }
+
+
+def of_plan(name: str) -> Scope | None:
+    """The scope that a plan names: one of SCOPES, or scores per one of COSTS ("per-macs"); None for one of the user's own."""
+    of = name.removeprefix("per-")
+    return SCOPES.get(name) or (per(of) if of != name and of in COSTS else None)
 
 
 def place(values: Tensor) -> Tensor:

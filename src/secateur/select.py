@@ -24,6 +24,8 @@ from .scope import SCOPES, Scope
 from .structure import Structure, all_kept, check_prunable
 from .tree import Keep, Scores
 
+EACH = "each"  # what a plan says of its scope where every group lost a share of its own
+
 
 def select(
     scores: Scores,
@@ -95,9 +97,8 @@ def select(
         "multiple": multiple,
         "cut": cut,
         **({} if budget is None else {"budget": plain(budget)}),
-        **({} if least == 1 and type(least) is int else {"least": plain(least)}),
-        **({} if most == 1 and type(most) is float else {"most": plain(most)}),
-        **({"keep": [keep] if isinstance(keep, str) else [*keep]} if keep else {}),
+        **limits_told(least, most, keep),
+        **({"within": gone} if (gone := sum(int(mask.logical_not().sum()) for mask in before.values())) else {}),
         **made,
     }
     return plan_of(structure, kept, settings, {target.name: target.cost for target in asked})
@@ -131,7 +132,15 @@ def select_each(
         leaves, cuts = removal(alone, {name: kept[name]}, {name: group}, multiple, stay)
         gone = leaves[name].bincount(minlength=len(cuts))[: len(cuts)].cumsum(0)  # behind each step
         kept |= kept_after(leaves, int((gone <= room).count_nonzero()))
-    settings: dict[str, object] = {"amounts": dict(amounts), "of": "units", "scope": "each", "multiple": multiple, "cut": None, **made}
+    settings: dict[str, object] = {
+        "amounts": dict(amounts),
+        "of": "units",
+        "scope": EACH,
+        "multiple": multiple,
+        "cut": None,
+        **limits_told(least, most, keep),
+        **made,
+    }
     return plan_of(structure, kept, settings, {target.name: target.cost for target in more})
 
 
@@ -226,6 +235,15 @@ def check_scores(scores: Scores, structure: Structure) -> None:
             )
         if not all_finite(scores[name]):
             raise BadInput(f"The scores of the group {name} are not all finite, so they cannot be ranked. Measure again.")
+
+
+def limits_told(least: Limit, most: Limit, keep: Collection[str]) -> dict[str, object]:
+    """What a plan remembers of them: those that are not left as they are."""
+    return {
+        **({} if least == 1 and type(least) is int else {"least": plain(least)}),
+        **({} if most == 1 and type(most) is float else {"most": plain(most)}),
+        **({"keep": [keep] if isinstance(keep, str) else [*keep]} if keep else {}),
+    }
 
 
 def plain(value: object) -> object:
