@@ -50,7 +50,8 @@ def select(
         reached, and overshot by less than one unit (or block).
     of: a cost by name, or a function of the structure and what is kept (`Latency`, `Activations`), or several of those by name.
     budget: the most that may be left: "7 MB", "3 M parameters", "macs=30 M, 5 ms", or a mapping from costs to numbers or such texts.
-    scope: how groups are made comparable: a name of SCOPES, or a function of the scores, the structure and what is kept.
+    scope: how groups are made comparable: a name of SCOPES, or a function of the scores, the structure and what is kept, such as
+        `per(Latency(model, example))`, scores per millisecond.
     threshold: remove every unit whose score, as the scope makes it, is lower.
     multiple: a group that loses anything keeps a multiple of this many units; they leave in blocks, ranked by their mean. Groups that lose
         nothing stay as they are.
@@ -174,7 +175,7 @@ def all_of(structure: Structure) -> Keep:
 def ranked(scores: Scores, keep: Keep, scope: str | Scope, structure: Structure) -> Scores:
     """The scores that units are ranked by: a flat vector a group, of the units that are still there."""
     if isinstance(scope, str) and scope not in SCOPES:
-        raise BadInput(f"There is no scope {scope!r}. Choose {', '.join(SCOPES)}, or give a function of the scores.")
+        raise BadInput(f"There is no scope {scope!r}. Choose {', '.join(SCOPES)}, or give a function: secateur.per(a cost), or your own.")
     there = {}
     for name, mask in keep.items():
         values = scores[name].detach().cpu()
