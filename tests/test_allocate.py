@@ -194,3 +194,16 @@ def test_each_group_loses_its_share_rounded_down() -> None:
     assert blocked.removed() == {"h0": (8, 20), "h1": (0, 13), "h2": (0, 8)}
     with pytest.raises(BadInput, match="no group h7"):
         select_each(SCORES, NET, {"h7": 0.5})
+
+
+def test_a_plan_by_curves_remembers_what_it_was_asked() -> None:
+    structure = Hidden(mlp(4, 8, 6, 2))
+    scores = {name: torch.rand(group.size) for name, group in structure.groups.items()}
+    losses = {name: {0.25: 0.1, 0.5: 0.3, 0.75: 0.9} for name in structure.groups}
+    by_amount = select_by_curves(scores, structure, losses, 0.2, "parameters")
+    assert (by_amount.made["amount"], by_amount.made["of"], "budget" in by_amount.made) == (0.2, "parameters", False)
+    limits = {"least": {"h0": 2}, "most": 0.5, "keep": ["h1"]}
+    told = select_by_curves(scores, structure, losses, budget="0.6 KB", seed=3, **limits).made  # type: ignore[arg-type]
+    assert (told["amount"], told["budget"], told["of"], told["seed"]) == (None, "0.6 KB", "bytes", 3)
+    assert {name: told[name] for name in limits} == limits
+    assert select_each(scores, structure, {"h0": 0.5}, most=0.25).made["most"] == 0.25

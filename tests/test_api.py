@@ -94,6 +94,33 @@ def test_budgets_that_run_the_model_are_made_by_name():
     assert mixed.made["amount"] == {"macs": 0.25}
 
 
+@pytest.mark.parametrize(("scope", "of"), [("per-activations", "macs"), ("per-activations", "activations")])
+def test_scores_per_cost_of_a_run_go_by_name(scope: str, of: str):
+    model, data = residual(), batches()
+    made = sc.prune(model, data[0][0], data, F.cross_entropy, amount=0.2, of=of, scope=scope)
+    own = sc.select(made.scores, made.structure, 0.2, "macs" if of == "macs" else sc.Activations(model, data[0][0]),
+                    scope=sc.per(sc.Activations(model, data[0][0])))  # fmt: skip
+    assert made.plan.made["scope"] == "per-activations"
+    assert all(torch.equal(made.plan.keep[name], own.keep[name]) for name in own.keep)
+
+
+@pytest.mark.parametrize("scope", ["per-ms", "per-latency"])
+def test_scores_per_millisecond_take_the_clock_that_the_budget_has(scope: str):
+    """One object tells one plan one time."""
+
+    class Clock:
+        name = "latency"
+
+        def __call__(self, structure, keep):
+            return float(sum((1 + number) * int(mask.sum()) for number, mask in enumerate(keep.values())))
+
+    model, data = residual(), batches()
+    clock = Clock()
+    made = sc.prune(model, data[0][0], data, F.cross_entropy, amount=0.2, of=clock, scope=scope)
+    own = sc.select(made.scores, made.structure, 0.2, clock, scope=sc.per(clock))
+    assert made.plan.made["scope"] == "per-latency" and all(torch.equal(made.plan.keep[name], own.keep[name]) for name in own.keep)
+
+
 @pytest.mark.parametrize("drop", [0.0, 30.0, 100.0])
 def test_as_much_is_removed_as_the_drop_allows(drop: float):
     model, data = residual(), batches()

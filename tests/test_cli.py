@@ -21,6 +21,7 @@ from zoo import need_torchvision
 pytest.importorskip("typer")
 
 from secateur import PlanMismatch, Sensitivity, cli_prune, load, merge, read_plan, read_sensitivity
+from secateur import latency as clock
 from secateur.__main__ import main
 from secateur.cli import run
 from secateur.frontends.models import build_of
@@ -160,6 +161,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no such group to keep": (pruning(keep="conv9"), "No group is called 'conv9'"),
     "a least that is none": (pruning(least="few"), "--least is a number of units (4), a share (0.1)"),
     "a most that is none": (pruning(most="0=x"), "--most is a number"),
+    "gradually per millisecond": (pruning(scope="per-ms", schedule="cubic"), "--scope"),
     "unknown schedule": (pruning(schedule="square"), "cubic"),
     "unknown context": (pruning(contexts="epoch"), "class"),
     "unknown repair": (pruning(repair="glue"), "statistics"),
@@ -293,6 +295,20 @@ def test_as_much_as_costs_so_much_accuracy(here: Path):
     assert made["amount"] == max(amount for amount, value in made["trials"] if value is not None)
 
 
+def test_scores_per_millisecond_and_why_they_decided(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clock, "operator_ms", lambda call: 0.001 * sum(call.sizes))
+    monkeypatch.setattr(clock, "whole_ms", lambda models, inputs, seconds: {"dense": 1.0, "half": 0.9})
+    assert run(pruning(amount=0.2, of="latency", scope="per-ms", curve=20, quiet=True)) == 0
+    plan = read_plan("out")
+    assert plan.made["scope"] == "per-latency" and plan.cost["latency"][1] <= 0.8 * plan.cost["latency"][0]
+    group = next(name for name, mask in plan.keep.items() if not mask.all())
+    place = int((~plan.keep[group]).nonzero()[0])
+    capsys.readouterr()
+    assert run(["explain", "out", "--unit", f"{group}:{place}", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cut"] == plan.made["cut"] >= told["ranked_by"] != told["score"]
+
+
 def test_a_sensitivity_is_used_instead_of_measuring_again(here: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     usual = {"criterion": "fisher", "contexts": "net.py:halves", "local": 0.3, "quiet": True}
     assert run(pruning(**usual)) == 0
@@ -310,7 +326,10 @@ def test_a_sensitivity_is_used_instead_of_measuring_again(here: Path, capsys, mo
     assert {one["key"] for one in story["depth"]["lost"]} == {"half 0", "half 1"}
     capsys.readouterr()
     for options, fact in (
-        ({"criterion": "l2"}, "--criterion l2 asks for a measurement, but s.safetensors is one (by fisher, halves)"),
+        ({"criterion": "l2"}, "--criterion l2 asks for a measurement, but s.safetensors is one (by fisher, halves, "),
+        ({"criterion": "taylor"}, "--criterion taylor asks"),
+        ({"contexts": "batch"}, "--contexts batch asks"),
+        ({"samples": 7, "repair": "none"}, "--samples 7 asks"),
         ({"contexts": "sample"}, "--contexts sample"),
         ({"enough": 0.5}, "--enough 0.5"),
         ({"weights": None, "seed": 3}, "measured on other weights"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from unittest import mock
 
 import pytest
@@ -90,6 +91,20 @@ def test_what_is_counted_and_what_is_not() -> None:
             select(scores, STRUCTURE, 0.5, of=lambda structure, keep: float(sum(mask.sum() for mask in keep.values())))
     assert not countable(Hidden(mlp(3, 4, 2)), [], 1)
     assert sc.select(scores, STRUCTURE, 0.0).made["cut"] is None
+
+
+@pytest.mark.parametrize("name", ["macs", "units", "parameters"])
+def test_a_cost_of_ones_own_counts_under_a_name_of_ours(name: str) -> None:
+    """The same budget that channels would be held to."""
+
+    def mine(structure: sc.Structure, keep: Mapping[str, torch.Tensor]) -> float:
+        return float(sum(mask.count_nonzero() for mask in keep.values())) ** 2
+
+    scores = drawn(3, False, torch.float32)
+    plan = select(scores, STRUCTURE, {name: 0.75}, of={name: mine})
+    whole = sum(values.numel() for values in scores.values())
+    left = sum(int(mask.sum()) for mask in plan.keep.values())
+    assert left == whole // 2 and plan.cost[name] == (whole**2, left**2)
 
 
 def test_equal_scores_leave_group_after_group() -> None:

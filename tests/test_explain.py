@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.cli_explain import files_of
+from secateur.cli_explain import explain_folder, files_of
 from secateur.cost import COSTS, costs
 from secateur.explain import INSTEAD, explain
 from secateur.leaving import Leaving, leaving
+from secateur.scope import per
 from secateur.structure import all_kept
 from toy import Hidden, batches, mlp
 
@@ -119,6 +120,81 @@ def test_a_ranking_that_is_not_known_gives_no_cut() -> None:
         assert told.cut is None and told.instead == () and "ranked them, which was not kept" in told.why
 
 
+def upside_down(scores: dict[str, Tensor], structure: sc.Structure, keep: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: -value for name, value in scores.items()}
+
+
+def test_a_scope_of_ones_own_is_explained_where_it_is_given() -> None:
+    _, measured, scores, structure = made()
+    for scope in (per(parameters_squared), upside_down, lambda scores, structure, keep: scores):
+        plan = sc.select(scores, structure, amount=0.5, scope=scope)
+        bare, told = (explain(plan, measured, scores, "h0:2", structure, scope=given) for given in (None, scope))
+        assert "ranked them, which was not kept" in bare.why and bare.saved
+        assert told.cut == plan.made["cut"] and told.instead
+        ranking = leaving(structure, scores, plan, scope).ranking
+        assert told.ranked_by == float(ranking["h0"][2]) == float(scope(scores, structure, all_kept(structure))["h0"][2])
+    plan = sc.select(scores, structure, amount=0.5, scope=per("macs"))
+    assert explain(plan, measured, scores, "h0:2", structure).cut == plan.made["cut"], "per-macs names a cost of ours"
+
+
+def parameters_squared(structure: sc.Structure, keep: dict[str, Tensor]) -> float:
+    return sc.cost(structure, keep, "parameters") ** 2
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "ranks"])
+@pytest.mark.parametrize(("multiple", "least"), [(2, 1), (3, 1), (4, 1), (2, 5)])
+def test_blocks_are_held_against_the_plans_own_cut(scope: str, multiple: int, least: int) -> None:
+    plan, measured, scores, structure = made(scope, multiple=multiple, least=least, amount=0.1)
+    told = {(n, p): explain(plan, measured, scores, f"{n}:{p}", structure) for n, mask in plan.keep.items() for p in range(len(mask))}
+    for (name, place), each in told.items():
+        assert each.cut == plan.made["cut"]
+        assert plan.keep[name][place] or each.ranked_by <= each.cut, "what left is no higher than the cut"
+        assert not plan.keep[name][place] or each.ranked_by >= each.cut or "no fewer may stay" in each.why
+        assert each.ranked_by == float(scores[name][place]) or "the mean of its block" in each.why or each.cut is None
+    kept = next(unit for unit, each in told.items() if each.kept and each.instead)
+    first = next(other for other in told[kept].instead)
+    assert all(len(other.block) <= multiple for other in told[kept].instead)
+    more = sc.select(scores, structure, threshold=first.score + 1e-12, scope=scope, multiple=multiple, least=least)
+    now, then = ({f"{n}:{p}" for n, mask in some.keep.items() for p in range(len(mask)) if mask[p]} for some in (more, plan))
+    assert then - now >= set(first.block or (first.unit,)), "the next block is what a little more takes"
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "ranks", "per-parameter"])
+@pytest.mark.parametrize("multiple", [1, 2])
+def test_within_an_earlier_plan_the_ranking_is_of_what_that_left(scope: str, multiple: int) -> None:
+    plan, measured, scores, structure = made(scope, amount=0.2, multiple=multiple)
+    later = sc.select(scores, structure, amount=0.5, of="parameters", scope=scope, multiple=multiple, within=plan)
+    assert later.made["within"] == sum(gone for gone, _ in plan.removed().values()) > 0
+    for name, mask in later.keep.items():
+        for place in range(len(mask)):
+            told = explain(later, measured, scores, f"{name}:{place}", structure, within=plan)
+            assert told.cut == later.made["cut"]
+            if not plan.keep[name][place]:
+                assert told.why.startswith("an earlier plan") and f"{name}:{place}" not in [other.unit for other in told.instead]
+            elif not mask[place]:
+                assert told.ranked_by <= told.cut
+            else:
+                assert told.ranked_by >= told.cut or "no fewer may stay" in told.why
+            bare = explain(later, measured, scores, f"{name}:{place}", structure)
+            if (scope, multiple) != ("global", 1):
+                assert "was not kept beside this plan" in bare.why and bare.cut is None
+
+
+def test_plans_of_a_share_a_group_have_a_cut_a_group() -> None:
+    _, measured, scores, structure = made()
+    losses = {name: {0.25: 0.1, 0.5: 0.3, 0.75: 0.9} for name in structure.groups}
+    by_curves = sc.select_by_curves(scores, structure, losses, budget="parameters=60")
+    for plan in (sc.select_each(scores, structure, {"h0": 0.5}), by_curves):
+        for name, mask in plan.keep.items():
+            gone = scores[name][~mask]
+            for place in range(len(mask)):
+                told = explain(plan, measured, scores, f"{name}:{place}", structure)
+                assert told.cut == (float(gone.max()) if len(gone) else None)
+                assert {other.unit.partition(":")[0] for other in told.instead} <= {name}
+                assert "nothing of its group" in told.why or told.kept == (float(scores[name][place]) > told.cut)
+    assert "share of its group" in told.how and ("budget parameters=60" in told.how)
+
+
 def test_connections_go_by_their_index() -> None:
     plan, measured, scores, structure = made(structure=sc.weights(mlp(6, 9, 7, 4)), contexts="batch")
     shape = scores["2.weight"].shape
@@ -203,6 +279,25 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Made]:
     assert ("ranking.safetensors" in extra) == (request.param != "global")
     sc.save(tmp_path / "out", result.model, result.plan, extra=extra)
     return tmp_path / "out", (result.plan, result.sensitivity, result.scores, result.structure)
+
+
+def test_a_folder_explains_scopes_without_a_name_of_ours(tmp_path: Path) -> None:
+    model = mlp(6, 9, 7, 4)
+    data = batches(6, 16, 6, 4)
+    structure = sc.channels(model, data[0][0])
+    measured = sc.measure(sc.Task(model, data, F.cross_entropy), structure)
+    scores = sc.merge(measured)
+    own = per(parameters_squared)
+    cases = {
+        "each": (sc.select_each(scores, structure, {"0": 0.5}), None),
+        "per": (sc.select(scores, structure, 0.4, scope=own), own),
+        "unknown": (sc.select(scores, structure, 0.4, scope=upside_down), None),
+    }
+    for name, (plan, scope) in cases.items():
+        sc.save(tmp_path / name, sc.shrink(model, plan), plan, extra=files_of(structure, measured, scores, plan, scope))
+        told = explain_folder(tmp_path / name, "0:3")
+        assert told == explain(plan, measured, scores, "0:3", structure, scope=scope)
+        assert (told.cut is None) == (name == "unknown")
 
 
 def said_by(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

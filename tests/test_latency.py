@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from unittest import mock
@@ -130,6 +131,59 @@ def test_layers_that_are_skipped_take_no_time(told: list[Call]) -> None:
     keep = all_kept(structure)
     keep["layers"][1] = False
     assert cost(structure, keep) == pytest.approx(whole(model[:2]))
+
+
+def timed(dense: float, half: float, asked: list[float]) -> mock._patch[object]:
+    """Whole models that take so long, whatever they are."""
+
+    def whole_ms(models: dict[str, nn.Module], inputs: object, seconds: float) -> dict[str, float]:
+        asked.append(seconds)
+        return {"dense": dense, "half": half}
+
+    return mock.patch.object(clock, "whole_ms", whole_ms)
+
+
+@pytest.mark.parametrize(("dense", "half"), [(50.0, 50.5), (50.0, 90.0), (1000.0, 1.0), (20.0, 60.0), (3.0, 4.0), (50.0, 49.9)])
+def test_a_smaller_model_is_never_slower_however_noisy_the_clock(told: list[Call], dense: float, half: float) -> None:
+    """Slopes beyond 1/4..4 are measured again, and then the nearest is taken, and said."""
+    model, asked = Net(), list[float]()
+    structure = sc.channels(model, X)
+    cost = Latency(model, X, seconds=0.5)
+    with timed(dense, half, asked), pytest.warns(UserWarning, match=r"taken for noise.*more seconds=.*whole=True"):
+        times = [cost(structure, {"a": torch.arange(16) < n, "b": torch.arange(8) < n / 2}) for n in range(16, 0, -1)]
+    assert asked == [1.0, 3.0, 9.0], "three times, ever longer"
+    assert times[0] == pytest.approx(dense) and times[-1] > 0
+    assert all(small < large for large, small in itertools.pairwise(times)), "strictly: otherwise a budget could not be met"
+    assert cost.line is not None and cost.line[0] >= -1e-9 and cost.line[1] > 0
+
+
+def test_a_clock_that_comes_to_its_senses_is_believed(told: list[Call]) -> None:
+    model, calls = Net(), iter([5.0, -10.0])
+    structure = sc.channels(model, X)
+    truth = clock.whole_ms
+
+    def noisy(models: dict[str, nn.Module], inputs: object, seconds: float) -> dict[str, float]:
+        off = next(calls, 0.0)
+        return {name: value + off * 20 * (name == "half") for name, value in truth(models, inputs, seconds).items()}
+
+    cost = Latency(model, X)
+    with mock.patch.object(clock, "whole_ms", noisy):
+        cost(structure, all_kept(structure))
+    assert cost.line == pytest.approx((BESIDE, SLOWER))
+
+
+def test_no_plan_takes_less_than_no_time(told: list[Call]) -> None:
+    """A line through both models that goes below zero is left at the half for one through nothing."""
+    model = Net()
+    structure = sc.channels(model, X)
+    dense, half = (sum(by_sizes(call) for call in calls_of(net, X)) for net in (model, Net(8, 4)))
+    cost = Latency(model, X)
+    with timed(2 * dense, 2 * dense - 3 * (dense - half), []):
+        assert cost(structure, all_kept(structure)) == pytest.approx(2 * dense)
+        keep = {"a": torch.arange(16) < 8, "b": torch.arange(8) < 4}
+        assert cost(structure, keep) == pytest.approx(2 * dense - 3 * (dense - half))
+        few = cost(structure, {"a": torch.arange(16) < 1, "b": torch.arange(8) < 1})
+    assert cost.line is not None and cost.line[0] < 0 < few < cost(structure, keep)
 
 
 def test_zeros_are_no_speed(told: list[Call]) -> None:

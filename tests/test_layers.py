@@ -25,7 +25,7 @@ ROWS = (
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
     {
         "evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json", "leaving",
-        "explanation", "explain",
+        "explanation", "explain", "order",
     },
     {
         "frontends", "api", "rounds", "cli", "cli_asked", "cli_evaluate", "cli_prune", "cli_tables", "journey", "progress", "demo",

@@ -42,6 +42,18 @@ def test_ranks_have_the_groups_level_and_no_outliers() -> None:
     assert scoped("ranks", scores)["a"].sum() == scores["a"].sum()
 
 
+def test_ranks_of_negative_scores_keep_order_and_level() -> None:
+    scores = {"a": torch.tensor([-100.0, -103.0, -101.0, -102.0]), "b": torch.tensor([3.0, -1.0])}
+    found = scoped("ranks", scores)
+    for name, values in scores.items():
+        assert found[name].argsort().tolist() == values.argsort().tolist()
+        assert found[name].sum().item() == pytest.approx(values.sum().item())
+    assert found["b"].tolist() == [1 + 1, 1 - 1]
+    structure = Hidden(mlp(3, 4, 4, 2))
+    helpful = {"h0": torch.tensor([-103.0, -102.0, -101.0, -100.0]), "h1": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    assert sc.select(helpful, structure, 3 / 8, scope="ranks").removed() == {"h0": (3, 4), "h1": (0, 4)}
+
+
 def test_lamp_is_the_share_of_the_squares_from_there_on() -> None:
     scores = {"a": torch.tensor([3.0, 1.0, 2.0, 1.0]), "b": torch.zeros(3)}
     found = scoped("lamp", scores)
@@ -92,6 +104,25 @@ def test_scores_per_cost_divide_by_what_leaves_with_the_unit(scope: str, thin: b
         less = {**keep, name: keep[name].clone()}
         less[name][keep[name].nonzero()[0]] = False
         assert 1 / values[0].item() == pytest.approx(cost(structure, keep, of) - cost(structure, less, of), rel=1e-5)
+
+
+def test_of_units_whose_removal_helps_those_go_first_that_save_more() -> None:
+    """Negative scores are multiplied by the price; they stay below the positive ones, and a mean price leaves the sign's forms equal."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3))
+    structure = sc.channels(net, torch.randn(1, 3, 12, 12))
+    dear, cheap = "0", "2"
+    alike = {name: -torch.ones(group.size) for name, group in structure.groups.items()}
+    found = scoped("per-mac", alike, structure)
+    assert found[dear].max() < found[cheap].min()
+    plan = sc.select(alike, structure, 3 / 8, scope="per-mac")
+    assert plan.removed() == {dear: (3, 4), cheap: (0, 4)}
+    up = scoped("per-mac", {name: -values for name, values in alike.items()}, structure)
+    saved = {name: 1 / float(values[0]) for name, values in up.items()}
+    mean = (saved[dear] + saved[cheap]) / 2
+    for name in structure.groups:
+        assert found[name].tolist() == pytest.approx([-saved[name] / mean**2] * 4)
+    mixed = scoped("per-mac", {dear: torch.tensor([-1.0, 2.0, 0.0, 3.0]), cheap: torch.tensor([1.0, -1e-6, -5.0, 4.0])}, structure)
+    assert mixed[dear][0] < 0 < mixed[dear][1] and mixed[dear][2] == 0 and mixed[cheap][1] < 0 < mixed[cheap][0]
 
 
 def test_a_cost_of_ones_own_is_shared_by_the_units_of_a_group() -> None:

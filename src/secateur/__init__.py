@@ -19,7 +19,7 @@ from .plan import Plan
 from .repair import reestimate
 from .rounds import Round, rounds
 from .schedule import SCHEDULES
-from .scope import SCOPES
+from .scope import SCOPES, per
 from .select import select, select_each
 from .sensitivity import Collector, Sensitivity, merge
 from .sensitivity_file import read_sensitivity, write_sensitivity
@@ -72,6 +72,7 @@ __all__ = [
     "mask",
     "measure",
     "merge",
+    "per",
     "prune",
     "read_plan",
     "read_sensitivity",

@@ -20,7 +20,7 @@ from .errors import BadInput, BudgetUnreachable
 from .floors import Limit
 from .path import first_met
 from .plan import Plan
-from .select import select_each
+from .select import plain, select_each
 from .structure import Structure, all_kept
 from .tree import Scores
 
@@ -141,4 +141,5 @@ def select_by_curves(
         return target.met(value(found[step]))
 
     step = first_met(2**SEARCH, met)
-    return plan(found.get(step, cheapest), amount=amount, of=target.name, **made)
+    asked_for = {"amount": plain(amount)} | ({} if budget is None else {"budget": plain(budget)})
+    return plan(found.get(step, cheapest), of=target.name, **asked_for, **made)

@@ -25,7 +25,7 @@ from .latency import Latency
 from .measure import measure
 from .plan import Plan
 from .repair import reestimate
-from .scope import Scope
+from .scope import Scope, per
 from .select import select
 from .sensitivity import Sensitivity, merge, weight_of
 from .structure import Channels, Structure, layers, weights
@@ -92,7 +92,8 @@ def prune(
     budget: the most that may be left: "7 MB", "3 M parameters", "macs=30 M, 5 ms". threshold: remove all units scored below.
     drop, validation, metric: or as much of `of` as costs at most so many points of the metric on held-out batches; found by bisection in
         8 evaluations, each after the repair (`drop.py`); the plan remembers every trial.
-    scope: a name of SCOPES; multiple: a group that is cut keeps a multiple of this many units.
+    scope: a name of SCOPES, "per-latency" (or "per-ms"), "per-activations", or a function, as in `select`.
+    multiple: a group that is cut keeps a multiple of this many units.
     least, most, keep: what every group keeps and may lose, and the groups left alone, as in `select`.
     exact: leave groups alone whose removal is only approximately the same as zeroing.
     units: the kinds of units that may go ("channel", "head", "head dimension", ...); None: all, and of attention whole heads only.
@@ -106,6 +107,7 @@ def prune(
     sensitivity = measure(task, found, criterion, contexts, progress=progress)
     scores = merge(sensitivity, local)
     amount, of = with_run(model, example, amount, of, budget)
+    scope = scope_with_run(model, example, scope, of)
 
     def at(amount: Amount | None) -> Pruned:
         plan = select(
@@ -142,6 +144,18 @@ def with_run(
     if amount is not None and not isinstance(amount, Mapping) and cost is not None:
         amount, own = {name: amount}, {name: cost}
     return amount, own | more
+
+
+SCOPES_OF_A_RUN = {"per-latency": "latency", "per-ms": "latency", "per-activations": "activations"}  # scores per cost of those
+
+
+def scope_with_run(model: nn.Module, example: object, scope: str | Scope, of: Of) -> str | Scope:
+    """The scope, made of a cost that runs the model where its name says so: the one in `of`, if it is there."""
+    name = SCOPES_OF_A_RUN.get(scope) if isinstance(scope, str) else None
+    if name is None:
+        return scope
+    known = of if isinstance(of, Mapping) else {} if isinstance(of, str) else dict([named(of)])
+    return per(known[name] if name in known else RUN[name](model, example))
 
 
 def quality(model: nn.Module, data: Iterable[object], metric: str) -> float:

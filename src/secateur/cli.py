@@ -60,6 +60,12 @@ def example(line: str) -> str:
     return f"\b\nExample: secateur {line}"  # in one piece, to be copied
 
 
+def written(context: typer.Context, option: str) -> bool:
+    """Whether the option was given, not left as it is."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def say(quiet: bool, *drawn: object) -> None:
     """On stdout, in 100 columns where it goes to a file."""
     if not quiet:
@@ -134,6 +140,7 @@ def measure(
 
 @app.command(epilog=example("prune net.py:build --data net.py:data --amount 0.5 --out out"))
 def prune(
+    context: typer.Context,
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="for the result, whole or not at all")],
@@ -149,7 +156,7 @@ def prune(
     criterion: Criterion = "taylor",
     contexts: Contexts = "batch",
     local: Annotated[str | None, typer.Option(metavar="0..1|rms", help="weight of local sensitivity; else rms by key, 0 by batch")] = None,
-    scope: Annotated[str, typer.Option(metavar="NAME", help="global, layer, lamp, per-mac, ...")] = "global",
+    scope: Annotated[str, typer.Option(metavar="NAME", help="global, layer, per-mac, per-ms, ...")] = "global",
     multiple: Annotated[int, typer.Option(metavar="N", help="keep multiples of N units")] = 1,
     least: Annotated[str, typer.Option(metavar="N", help="every group keeps: 4, 0.1 or name=4,..")] = "1",
     most: Annotated[str, typer.Option(metavar="N", help="may leave a group: 4, 0.5 or name=4,..")] = "1.0",
@@ -176,7 +183,7 @@ def prune(
     asked = Asked(
         model, data, out, amount, of, threshold, weights, example, loss, structure, criterion, contexts, local_in(local), scope, multiple,
         units, exact, as_graph, schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force, budget, drop,
-        least, most, keep, sensitivity, enough,
+        least, most, keep, sensitivity, enough, tuple(sorted(name for name in context.params if written(context, name))),
     )  # fmt: skip
     with bars(quiet) as bar:
         story = prune_into(asked, bar)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .api import RUN, STRUCTURES, structure_of, with_run
+from .api import RUN, SCOPES_OF_A_RUN, STRUCTURES, scope_with_run, structure_of, with_run
 from .budget import Amount, Of, absolute, fraction, parts_of
 from .cli_measure import contexts_of
 from .cost import COSTS
@@ -21,7 +21,7 @@ from .frontends.batches import Batches, Splits
 from .frontends.data import data_of
 from .journey import First, Metrics, at_least, criterion_of, example_in, loss_of, metrics_for, model_of, one_of, seed_in_range
 from .schedule import SCHEDULES
-from .scope import SCOPES
+from .scope import SCOPES, Scope
 from .select import finite
 from .sensitivity import Sensitivity
 from .sensitivity_file import read_sensitivity
@@ -70,6 +70,7 @@ class Asked:
     keep: str = ""
     sensitivity: Path | None = None
     enough: float | None = None
+    given: tuple[str, ...] = ()  # the options that were written, not left as they are
 
     @property
     def gradual(self) -> bool:
@@ -122,6 +123,7 @@ class Given:
     amount: Amount | None = None
     of: Of = "units"
     budget: str | None = None
+    scope: str | Scope = "global"
 
     def measuring(self, asked: Asked) -> Iterable[object]:
         return First(self.splits.train, asked.samples)
@@ -136,7 +138,7 @@ def check(asked: Asked) -> None:
     one_of(asked.structure, STRUCTURES, "structure")
     contexts_of(asked.contexts)
     one_of(asked.of, (*COSTS, *RUN), "cost")
-    one_of(asked.scope, SCOPES, "scope")
+    one_of(asked.scope, (*SCOPES, *SCOPES_OF_A_RUN), "scope")
     one_of(asked.schedule, SCHEDULES, "schedule")
     one_of(asked.repair, ("statistics", "none"), "repair")
     kinds_of(asked.units, asked.structure)
@@ -155,8 +157,8 @@ def check(asked: Asked) -> None:
     assert asked.limits
     if asked.gradual and (asked.amount is None or asked.budget is not None):
         raise BadInput("A gradual schedule rises to an amount, not to a threshold, budget or drop. Give --amount, or --schedule one-shot.")
-    if asked.gradual and asked.of in RUN:
-        raise BadInput(f"A gradual schedule counts {', '.join(COSTS)}. Give one of them with --of, or --schedule one-shot.")
+    if asked.gradual and (asked.of in RUN or asked.scope in SCOPES_OF_A_RUN):
+        raise BadInput(f"A gradual schedule counts {', '.join(COSTS)}. Give one of them with --of and --scope, or --schedule one-shot.")
     for option, given in (("sensitivity", asked.sensitivity), ("enough", asked.enough)):
         if asked.gradual and given is not None:
             raise BadInput(f"A gradual schedule measures anew in every round. Leave --{option} out, or give --schedule one-shot.")
@@ -192,16 +194,21 @@ def local_in(text: str | None) -> float | str | None:
 
 
 def check_measured(asked: Asked, sensitivity: Sensitivity) -> None:
-    """Raises BadInput where the options ask for another measurement than the one in the file."""
-    for option, asked_for, usual, found in (
-        ("criterion", asked.criterion, "taylor", sensitivity.criterion),
-        ("contexts", asked.contexts, "batch", sensitivity.contexts),
-        ("enough", asked.enough, None, None),
+    """Raises BadInput where the options that were written ask for another measurement than the one in the file, or for what it has no use.
+
+    --samples has one beside it: the repair and the report's curve are made with them.
+    """
+    idle = asked.repair == "none" and not asked.curve and not asked.tune
+    for option, asked_for, found in (
+        ("criterion", asked.criterion, sensitivity.criterion),
+        ("contexts", asked.contexts, sensitivity.contexts),
+        ("enough", asked.enough, None),
+        *([("samples", asked.samples, None)] if idle else []),
     ):
-        if asked_for not in (usual, found) and str(asked_for).rpartition(":")[2] != found:
+        if option in asked.given and str(asked_for).rpartition(":")[2] != found:
             raise BadInput(
                 f"--{option} {asked_for} asks for a measurement, but {asked.sensitivity} is one (by {sensitivity.criterion}, "
-                f"{sensitivity.contexts}). Leave out one of the two."
+                f"{sensitivity.contexts}, {sensitivity.samples} samples). Leave out one of the two."
             )
 
 
@@ -247,11 +254,13 @@ def read(asked: Asked) -> Given:
     floors(structure.groups, *asked.limits)  # names that no group has are told before anything is measured
     share, budget = asked.goals
     amount, of = with_run(model, example, share, asked.of, budget)
-    return Given(dense, model, splits, loss, example, structure, metrics_for(model, splits.validation, loss), amount, of, budget)
+    scope = scope_with_run(model, example, asked.scope, of)
+    metrics = metrics_for(model, splits.validation, loss)
+    return Given(dense, model, splits, loss, example, structure, metrics, amount, of, budget, scope)
 
 
 def settings(asked: Asked) -> dict[str, str]:
-    return {name: str(value) for name, value in asdict(asked).items() if name not in ("out", "force", "curve")}
+    return {name: str(value) for name, value in asdict(asked).items() if name not in ("out", "force", "curve", "given")}
 
 
 def check_rounds(asked: Asked) -> None:

@@ -16,19 +16,27 @@ from .files import read_plan
 from .folders import present
 from .leaving import Leaving, leaving
 from .plan import Plan
+from .scope import Scope
+from .select import EACH
 from .sensitivity import Sensitivity
 from .sensitivity_file import read_sensitivity, to_bytes
 from .structure import Structure
 from .tree import Scores
 
 SENSITIVITY, SCORES, RANKING, UNITS = "sensitivity.safetensors", "scores.safetensors", "ranking.safetensors", "units.json"
+AS_SCORED = ("global", EACH)  # scopes that rank scores as they are
 
 
-def files_of(structure: Structure, sensitivity: Sensitivity, scores: Scores, plan: Plan) -> dict[str, bytes | str]:
-    """What `explain_folder` reads beside the plan: by name, the content. A ranking where it is not the scores."""
-    facts = leaving(structure, scores, plan)
+def files_of(
+    structure: Structure, sensitivity: Sensitivity, scores: Scores, plan: Plan, scope: Scope | None = None
+) -> dict[str, bytes | str]:
+    """What `explain_folder` reads beside the plan: by name, the content. A ranking where it is known and is not the scores.
+
+    scope: the function, where it has no name of ours.
+    """
+    facts = leaving(structure, scores, plan, scope)
     files: dict[str, bytes | str] = {SENSITIVITY: to_bytes(sensitivity), SCORES: packed(scores), UNITS: facts.to_json()}
-    return files | ({} if plan.made.get("scope") == "global" else {RANKING: packed(facts.ranking)})
+    return files | ({} if not facts.ranking or plan.made.get("scope") in AS_SCORED else {RANKING: packed(facts.ranking)})
 
 
 def explain_folder(folder: Path, unit: str) -> Explanation:
@@ -40,7 +48,8 @@ def explain_folder(folder: Path, unit: str) -> Explanation:
     scores = unpacked(place / SCORES)
     facts = None
     if (place / UNITS).is_file():
-        ranking = unpacked(place / RANKING) if (place / RANKING).is_file() else scores
+        known = scores if plan.made.get("scope", "global") in AS_SCORED else {}
+        ranking = unpacked(place / RANKING) if (place / RANKING).is_file() else known
         facts = Leaving.from_json(text_of(place / UNITS), ranking)
         facts_fit(plan, facts, place)
     return explain(plan, read_sensitivity(place / SENSITIVITY), scores, unit, facts)
@@ -48,8 +57,8 @@ def explain_folder(folder: Path, unit: str) -> Explanation:
 
 def facts_fit(plan: Plan, facts: Leaving, place: Path) -> None:
     for name, mask in plan.keep.items():
-        group, values = facts.groups.get(name), facts.ranking.get(name)
         units = mask.numel()
+        group, values = facts.groups.get(name), facts.ranking.get(name) if facts.ranking else mask
         fits = group is not None and values is not None and values.numel() == units and len(group.paths) in (0, units)
         if group is None or not fits or not {len(saved) for saved in group.saved.values()} <= {1, units}:
             raise Unreadable(f"{place / UNITS} is not of the plan beside it (group {name}). Prune again to have a new one.")

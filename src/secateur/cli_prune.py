@@ -82,7 +82,7 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
 
     def plan_at(amount: Amount | None) -> Plan:
         return select(
-            scores, given.structure, amount, given.of, asked.scope, asked.threshold, asked.multiple, budget=given.budget, least=least,
+            scores, given.structure, amount, given.of, given.scope, asked.threshold, asked.multiple, budget=given.budget, least=least,
             most=most, keep=keep, criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=weight_of(sensitivity, asked.local),
             samples=sensitivity.samples, exact=asked.exact, units=asked.kinds, as_graph=asked.as_graph,
         )  # fmt: skip
@@ -208,7 +208,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
         label += f", local {weight}" if (weight := weight_of(found.sensitivity, asked.local)) else ""
         curve = curve_of(
             given.model, First(given.splits.validation, asked.curve), {label: found.scores}, given.measuring(asked), given.loss,
-            given.structure, one_cost(asked, given), asked.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),
+            given.structure, one_cost(asked, given), given.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),
         )  # fmt: skip
     bar("comparing on the test split")
     table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
@@ -218,7 +218,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     return story_of(
         found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=local,
         title=f"{asked.model}, pruned", machine=machine(), notes=notes, by_rounds=asked.gradual,
-        scoped=lambda values: ranked(values, all_kept(given.structure), asked.scope, given.structure),
+        scoped=lambda values: ranked(values, all_kept(given.structure), given.scope, given.structure),
     )  # fmt: skip
 
 
@@ -238,11 +238,11 @@ def nearly_empty(plan: Plan) -> list[str]:
 
 def write(asked: Asked, given: Given, found: Found, story: Story) -> None:
     """One folder, whole or not at all; then the rounds are no longer needed."""
-    options = {key: value for key, value in asdict(asked).items() if key not in ("out", "force", "curve", *found.plan.made)}
+    options = {key: value for key, value in asdict(asked).items() if key not in ("out", "force", "curve", "given", *found.plan.made)}
     plan = found.plan.note(**{key: str(value) if isinstance(value, Path) else value for key, value in options.items()})
     extra: dict[str, bytes | str] = {
         "split.json": json.dumps(given.splits.record, indent=1), "report.json": story.to_json(), "report.html": render(story),
     }  # fmt: skip
-    extra |= files_of(given.structure, found.sensitivity, found.scores, found.plan)
+    extra |= files_of(given.structure, found.sensitivity, found.scores, found.plan, None if isinstance(given.scope, str) else given.scope)
     save(asked.out, list(found.models.values())[-1], plan, asked.force, extra)
     forget_rounds(asked)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .budget import Target
-from .cost import PRICED, priced, prices
+from .cost import MEASURES, PRICED, priced, prices
 from .errors import BudgetUnreachable
 from .smallest import bits_of, descend, float_of, smallest, up_to
 from .structure import Structure
@@ -21,9 +21,9 @@ from .tree import Keep, Scores
 
 
 def countable(structure: Structure, targets: Sequence[Target], multiple: int) -> bool:
-    """Whether counting gives the answer: connections that leave one by one, under costs that are sums over elements."""
+    """Whether counting gives the answer: connections that leave one by one, under our own costs that are sums over elements."""
     plain = structure.kind == "weights" and multiple == 1 and all(group.multiple == 1 for group in structure.groups.values())
-    return plain and all(target.name == "units" or target.name in PRICED for target in targets)
+    return plain and all(target.name in ("units", *PRICED) and target.cost is MEASURES[target.name] for target in targets)
 
 
 def lowest_under(

@@ -7,60 +7,81 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from .errors import BadInput
-from .explanation import Explanation, Need, Other
+from .explanation import Explanation, Need
 from .leaving import Coupled, Leaving, leaving
+from .order import INSTEAD, Leaves, blocks_known, cut_of, flat, leaves, position, queue
 from .plan import Plan
 from .report.story import words
+from .scope import Scope
+from .select import EACH
 from .sensitivity import Sensitivity
 from .structure import Structure
 from .tree import Scores
 
-NEEDS, INSTEAD = 8, 5  # keys and other units that are told
+NEEDS = 8  # keys that are told
+ASKED = ("amount", "budget", "drop", "threshold", "share of its group")
+EARLIER = "an earlier plan, which this one was made within, had removed it."
 
 
-def explain(plan: Plan, sensitivity: Sensitivity, scores: Scores, unit: str, structure: Structure | Leaving | None = None) -> Explanation:
+def explain(
+    plan: Plan,
+    sensitivity: Sensitivity,
+    scores: Scores,
+    unit: str,
+    structure: Structure | Leaving | None = None,
+    *,
+    scope: Scope | None = None,
+    within: Plan | Mapping[str, Tensor] | None = None,
+) -> Explanation:
     """Why the plan removed the unit "group:place" or kept it. place: its number, of a connection its index ("conv1.weight:3,5,1,1").
 
     sensitivity, scores: what the plan was selected by (of a gradual plan: those of the first round).
     structure: it tells what the unit takes along and how the scope ranked it. Without it the first is not told, and the second only of
-        the global scope, which ranks scores as they are; nor is it of a scope of the user's own.
+        the global scope, which ranks scores as they are.
+    scope: the scope of the user's own that the plan was selected by; without it how it ranked is not told.
+    within: the earlier plan that the plan was selected within.
+    The cut is the plan's own, and units that leave in blocks (multiple=) are ranked by their block's mean, as `select` ranked them.
     Raises BadInput, with the nearest names, where there is no such unit, or where the values are of another model.
     """
     check(plan, scores, sensitivity.global_, sensitivity.local)
-    facts = leaving(structure, scores, plan) if structure is not None and not isinstance(structure, Leaving) else structure
+    facts = leaving(structure, scores, plan, scope, within) if structure is not None and not isinstance(structure, Leaving) else structure
     group, place = found(plan, unit, facts)
     coupled = facts.groups.get(group) if facts else None
     ranking = facts.ranking if facts and facts.ranking else scores
-    known = ranking is not scores or plan.made.get("scope", "global") == "global"
+    left = {name: leaves(flat(ranking[name]), plan, facts.groups.get(name) if facts else None) for name in plan.keep}
+    marks = {name: each.marks for name, each in left.items()}
+    known = (ranking is not scores or plan.made.get("scope", "global") in ("global", EACH)) and blocks_known(plan, left)
     keep = {name: mask.flatten().cpu() for name, mask in plan.keep.items()}
-    rounds = plan.made.get("round")
-    gone = [name for name in keep if not keep[name].all()]
-    cut = None if rounds or not known or not gone else max(float(flat(ranking[name])[~keep[name]].max()) for name in gone)
-    value = float(flat(ranking[group])[place])
+    rounds, each = plan.made.get("round"), plan.made.get("scope") == EACH
+    cut = None if rounds or not known else cut_of(plan, {group: marks[group]} if each else marks)
+    value = float(marks[group][place])
+    earlier = math.isnan(value)
+    if earlier:
+        value = float(flat(scores[group])[place])
     kept = bool(keep[group][place])
     mean = float(flat(sensitivity.global_[group])[place])
     error = float(flat(sensitivity.error[group])[place]) if sensitivity.error else None
     by_global, by_local = (below(values, keep, group, place) + 1 for values in (sensitivity.global_, sensitivity.local))
-    ordered = [] if rounds or not known else queue(plan, ranking, facts, cut)
+    ordered = [] if rounds or not known else queue(plan, {group: left[group]} if each else left, cut)
     said = [*notes(plan, group, sensitivity, coupled), *doubts(plan, value, mean, error, cut), *global_alone(plan, by_global, kept)]
     name = f"{group}:{position(place, plan.keep[group])}"
     return Explanation(
         unit=name + (f" ({coupled.paths[place]})" if coupled and coupled.paths else ""),
         kind=coupled.kind if coupled else plan.structure.removesuffix("s"),
         kept=kept,
-        why=why(plan, group, value, cut, kept, coupled) if known else unknown(plan, group),
-        how=how(plan),
+        why=EARLIER if earlier else why(plan, group, value, cut, kept, left[group]) if known else unknown(plan, group),
+        how=how(plan, group),
         score=float(flat(scores[group])[place]),
         ranked_by=value,
-        rank=below(ranking, keep, group, place) + 1,
+        rank=below(marks, keep, group, place) + 1,
         of=sum(mask.numel() for mask in keep.values()),
-        group_rank=int((flat(ranking[group]) < value).count_nonzero()) + 1,
+        group_rank=int((marks[group] < value).count_nonzero()) + 1,
         group_size=keep[group].numel(),
         cut=cut,
         global_rank=by_global,
@@ -72,7 +93,7 @@ def explain(plan: Plan, sensitivity: Sensitivity, scores: Scores, unit: str, str
         whole=dict(plan.cost),
         contexts=sensitivity.contexts,
         needs=needs(sensitivity, keep, group, place),
-        instead=tuple(other for other in ordered if other.unit != name)[:INSTEAD],
+        instead=tuple(other for other in ordered if name not in (other.unit, *other.block))[:INSTEAD],
         members=own(coupled, place) if coupled else (),
         through=coupled.through if coupled else (),
         notes=tuple(said),
@@ -125,10 +146,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return ", ".join(close or known[:3]) or "another plan, since nothing could leave here"
 
 
-def position(place: int, mask: Tensor) -> str:
-    return ",".join(str(int(part)) for part in torch.unravel_index(torch.tensor(place), mask.shape))
-
-
 def check(plan: Plan, *values: Scores) -> None:
     """Raises BadInput where they have other units."""
     for scores in values:
@@ -140,22 +157,22 @@ def check(plan: Plan, *values: Scores) -> None:
 # why ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def why(plan: Plan, group: str, value: float, cut: float | None, kept: bool, coupled: Coupled | None) -> str:
+def why(plan: Plan, group: str, value: float, cut: float | None, kept: bool, left: Leaves) -> str:
     """A sentence."""
     size, stays = plan.keep[group].numel(), int(plan.keep[group].sum())
     if plan.made.get("round"):
         return f"{stays:,} of the {size:,} units of its group stay, after rounds that each measured anew."
     if cut is None:
-        return "nothing was removed."
+        return "nothing of its group was removed." if plan.made.get("scope") == EACH else "nothing was removed."
     against = f"{value / cut:.2f} times the cut ({cut:.3g})" if cut > 0 else f"{value:.3g}, the cut is {cut:.3g}"
-    blocks = f", in blocks of {plan.made['multiple']} ranked by their mean" if plan.made.get("multiple", 1) != 1 else ""
+    against = f"the mean of its block of up to {left.block} is {against}" if left.block > 1 else f"its score is {against}"
     if not kept:
-        return f"its score is {against}{blocks}."
+        return EARLIER if value > cut and plan.made.get("within") else f"{against}."
     if value > cut:
-        return f"its score is {against}."
-    if stays <= max(coupled.stay if coupled else 1, 1):
-        return f"its score is {against}, but its group keeps {stays:,} of {size:,} units, and no fewer may stay."
-    return f"its score is {against}, but " + (f"its block stays{blocks}." if blocks else "of equal scores the later stay.")
+        return f"{against}."
+    if stays - left.block < left.stay:
+        return f"{against}, but its group keeps {stays:,} of {size:,} units, and no fewer may stay."
+    return f"{against}, but of equal scores the later stay."
 
 
 def unknown(plan: Plan, group: str) -> str:
@@ -164,10 +181,12 @@ def unknown(plan: Plan, group: str) -> str:
     return f"{left}, as the scope {plan.made.get('scope')} ranked them, which was not kept beside this plan."
 
 
-def how(plan: Plan) -> str:
+def how(plan: Plan, group: str) -> str:
     """The settings that the ranking and the cut come from."""
-    made = plan.made
-    asked = [f"{name} {words(made[name])}" for name in ("amount", "budget", "drop", "threshold") if made.get(name) is not None]
+    made, shares = plan.made, plan.made.get("amounts")
+    if isinstance(shares, dict):
+        made = {**made, "amount": None if made.get("budget") else made.get("amount"), "share of its group": shares.get(group, 0.0)}
+    asked = [f"{name} {words(made[name])}" for name in ASKED if made.get(name) is not None]
     of = f" of {made['of']}" if isinstance(made.get("amount"), float) and isinstance(made.get("of"), str) else ""
     local = f", local {made['local']}" if made.get("local") else ""
     return f"scope {made.get('scope', 'global')}, {'; '.join(asked)}{of}{local}"
@@ -192,7 +211,9 @@ def doubts(plan: Plan, value: float, mean: float, error: float | None, cut: floa
 
 def global_alone(plan: Plan, rank: int, kept: bool) -> Iterable[str]:
     """Where units were ranked as they scored, whether local sensitivity changed what became of this one."""
-    if plan.made.get("round") or plan.made.get("scope", "global") != "global" or not plan.made.get("local"):
+    made = plan.made
+    alone = made.get("multiple", 1) == 1 and not made.get("within") and made.get("scope", "global") == "global"
+    if made.get("round") or not alone or not made.get("local"):
         return
     goes = rank <= sum(gone for gone, _ in plan.removed().values())
     if goes == kept:
@@ -211,23 +232,6 @@ def needs(sensitivity: Sensitivity, keep: Scores, group: str, place: int) -> tup
     return tuple(Need(key, shares[key], below(sensitivity.keys[key], keep, group, place) / units) for key in chosen)
 
 
-def queue(plan: Plan, ranking: Scores, facts: Leaving | None, cut: float | None) -> list[Other]:
-    """The units that stay, in the order in which they would go; of a group none of those that have to stay."""
-    waiting: list[tuple[float, str, int]] = []
-    for name, mask in plan.keep.items():
-        left = flat(mask).nonzero()[:, 0]
-        free = len(left) - (max(1, facts.groups[name].stay) if facts and name in facts.groups else 1)
-        if free > 0:
-            values = flat(ranking[name])[left]
-            near = (values <= values.kthvalue(count := min(free, INSTEAD + 1)).values).nonzero()[:, 0]
-            first = near[values[near].argsort(stable=True)[:count]]  # of equals, those that stand before
-            waiting += [(float(values[index]), name, int(left[index])) for index in first.tolist()]
-    return [
-        Other(f"{name}:{position(place, plan.keep[name])}", value, value / cut if cut is not None and cut > 0 else None)
-        for value, name, place in sorted(waiting, key=lambda one: one[0])[: INSTEAD + 1]
-    ]
-
-
 def own(coupled: Coupled, place: int) -> tuple[tuple[str, int], ...]:
     """Of a unit that is a module, its own tensors."""
     if not coupled.paths:
@@ -243,7 +247,3 @@ def below(values: Scores, keep: Scores, group: str, place: int) -> int:
 
 def total(values: Scores) -> float:
     return sum(float(value.abs().sum(dtype=torch.float64)) for value in values.values())
-
-
-def flat(values: Tensor) -> Tensor:
-    return values.detach().cpu().flatten()

@@ -23,18 +23,24 @@ class Need:
 
 @dataclass(frozen=True)
 class Other:
-    """A unit that would go before others that stay, and its score as a multiple of the cut (None without a cut above 0)."""
+    """A unit that would go before others that stay, and its score as a multiple of the cut (None without a cut above 0).
+
+    block: where units leave several at a time, all those that leave with it, itself the first; their score is the block's.
+    """
 
     unit: str
     score: float
     to_cut: float | None
+    block: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """unit: "group:place". score: merged from global and local; ranked_by: that score as the scope made it, which `cut` is one of, too.
+    """unit: "group:place". score: merged from global and local; ranked_by: that score as the scope made it, which `cut` is one of, too;
+    of units that leave in blocks, their block's mean.
 
-    rank, of: among all units; group_rank, group_size: among those of its group. cut: the highest that left; None where there is no one cut.
+    rank, of: among all units; group_rank, group_size: among those of its group. cut: the last that left, as the plan has it (where every
+    group lost a share of its own, of this group); None where there is no one cut.
     global_rank, local_rank, global_share, local_share: by either sensitivity alone, and its part of the whole. error: of global_share.
     saved: what it takes along when it alone leaves the dense model. whole: what that model has in all, and what the plan leaves of it.
     needs: of contexts that have keys, who needs it, the most first. instead: what would go next, if it stayed or more had to go.
@@ -73,7 +79,7 @@ class Explanation:
     def text(self) -> str:
         """In words and numbers, a few lines."""
         of = f"{self.of:,}"
-        ranked_by = "" if self.ranked_by == self.score else f", which the scope made {self.ranked_by:.3g}"
+        ranked_by = "" if self.ranked_by == self.score else f", ranked as {self.ranked_by:.3g}"
         lines = [
             f"{self.unit} ({self.kind}) {'stayed' if self.kept else 'went'}: {self.why}",
             f"  score {self.score:.3g}{ranked_by}: rank {self.rank:,} of {of} from the least needed, "
@@ -119,4 +125,5 @@ def percent(share: float) -> str:
 
 
 def named(other: Other) -> str:
-    return other.unit + (f" ({other.to_cut:.2f} times the cut)" if other.to_cut is not None else f" ({other.score:.3g})")
+    others = f" and {len(other.block) - 1} more" if other.block else ""
+    return other.unit + others + (f" ({other.to_cut:.2f} times the cut)" if other.to_cut is not None else f" ({other.score:.3g})")

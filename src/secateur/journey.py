@@ -24,6 +24,7 @@ from .frontends.models import build_of, example_of, function_of
 from .frontends.weights import load_weights
 from .measure import measure
 from .progress import Tell
+from .scope import Scope
 from .select import select
 from .sensitivity import merge
 from .structure import Structure
@@ -147,7 +148,7 @@ def curve_of(
     loss: Loss,
     structure: Structure,
     of: str | Cost,
-    scope: str,
+    scope: str | Scope,
     metrics: Metrics = ("top1", "worst_class"),
     seed: int = 0,
     amounts: Sequence[float] = AMOUNTS,

@@ -4,8 +4,10 @@
 
 t is measured where it is asked for, once a size: on a grid (eighths of every size that shrinks), linear in between. Two whole models are
 measured, too, the dense one and one with half of every group, and a and b are such that both come out right: what a run takes beside its
-operators, and by how much they are slower in a model than one at a time over and over, in a warm cache. `check` compares with measurements
-of other whole models. All times are those of the fastest tenth of many runs, since whatever else the machine does only adds to them.
+operators, and by how much they are slower in a model than one at a time over and over, in a warm cache. b lies between 1/4 and 4: a slope
+beyond that is noise (a negative one would make larger models faster), so both models are measured again, longer, and if that does not help,
+b is the nearer end, the dense model comes out right, and a warning says so. `check` compares with measurements of other whole models. All
+times are those of the fastest tenth of many runs, since whatever else the machine does only adds to them.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -33,6 +36,8 @@ from .tree import Keep
 
 GRID = 8  # a size is measured at so many of its parts
 FAST = 0.1  # the percentile of many runs that counts
+SLOPE = (0.25, 4.0)  # a slope beyond these is noise
+AGAIN = 3  # times that both models are measured before that is taken for what it is, each three times as long
 Sizes = tuple[int, ...]
 
 
@@ -69,6 +74,7 @@ class Latency:
         self.models: dict[tuple[bytes, ...], float] = {}  # milliseconds of whole models
         self.dense: list[Call] = []
         self.line: tuple[float, float] | None = None  # a and b
+        self.through_zero = 0.0  # where a is negative, the slope from no operators to half a model: no run takes less than nothing
 
     def __call__(self, structure: Structure, keep: Mapping[str, Tensor]) -> float:
         if self.whole:
@@ -77,16 +83,31 @@ class Latency:
                 self.models[key] = measured_ms(smaller(self.model, structure, keep), self.example, self.seconds)
             return self.models[key]
         a, b = self.line = self.line or self.calibrated(structure)
-        return a + b * self.operators(smaller(self.model, structure, keep))
+        now = self.operators(smaller(self.model, structure, keep))
+        return max(a + b * now, self.through_zero * now)
 
     def calibrated(self, structure: Structure) -> tuple[float, float]:
-        """The line through the dense model and one of half the size."""
+        """The line through the dense model and one of half the size; where that is noise, the nearest slope through the dense one."""
         half = smaller(self.model, structure, {name: first_half(group) for name, group in structure.groups.items()})
-        whole = whole_ms({"dense": self.model, "half": half}, self.example, 2 * self.seconds)
         self.dense = calls_of(self.model, self.example)
         dense, less = self.operators(self.model), self.operators(half)
-        b = (whole["dense"] - whole["half"]) / (dense - less) if less < 0.95 * dense else 1.0  # nothing gets smaller: no slope to be seen
-        return whole["dense"] - b * dense, b
+        models, slope = {"dense": self.model, "half": half}, 0.0
+        for number in range(AGAIN):
+            whole = whole_ms(models, self.example, 2 * self.seconds * 3**number)
+            if less >= 0.95 * dense:  # nothing gets smaller: no slope to be seen
+                return line(whole["dense"], dense, 1.0)
+            slope = (whole["dense"] - whole["half"]) / (dense - less)
+            if SLOPE[0] <= slope <= SLOPE[1]:
+                a = whole["dense"] - slope * dense
+                self.through_zero = whole["half"] / less if a < 0 else 0.0
+                return a, slope
+        warnings.warn(
+            f"The dense model took {whole['dense']:.3g} ms and one of half its size {whole['half']:.3g} ms, but their operators alone "
+            f"{dense:.3g} and {less:.3g} ms: a slope of {slope:.2g}, taken for noise and set to the nearest in {SLOPE[0]:g}..{SLOPE[1]:g}. "
+            "Latencies are rough: give more seconds=, a larger batch=, a machine that does nothing else, or whole=True.",
+            stacklevel=2,
+        )
+        return line(whole["dense"], dense, min(max(slope, SLOPE[0]), SLOPE[1]))
 
     def operators(self, model: nn.Module) -> float:
         """The sum of t over one run."""
@@ -128,6 +149,12 @@ class Latency:
             else:
                 return self.measured[each]
         raise AssertionError
+
+
+def line(whole: float, operators: float, slope: float) -> tuple[float, float]:
+    """a and b of a line through one model; less steep where a would be negative."""
+    b = min(slope, whole / operators) if operators else slope
+    return whole - b * operators, b
 
 
 def first_half(group: Group) -> Tensor:

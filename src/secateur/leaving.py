@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
 
 from .cost import COSTS, costs, prices
 from .errors import Unreadable
 from .floors import Limit, floors
 from .plan import Plan
 from .report.told import as_declared
-from .scope import SCOPES
-from .select import ranked
+from .scope import Scope, everywhere, of_plan
+from .select import EACH, earlier, ranked
 from .structure import Structure, all_kept
-from .tree import Scores
+from .tree import Keep, Scores
 
 TOLD = 12  # operators that couple a group, at most
 
@@ -23,7 +27,7 @@ TOLD = 12  # operators that couple a group, at most
 class Coupled:
     """A group's units: what they are, and what each takes along.
 
-    members, through: as in Group. stay: so many of its units had to stay, whatever their scores.
+    members, through: as in Group. stay: so many of its units had to stay, whatever their scores. block: so many leave at a time.
     saved: cost -> what a unit saves when it alone leaves the dense model: one number where all are alike, else one a unit.
     paths: of units that are modules, their paths.
     """
@@ -34,11 +38,15 @@ class Coupled:
     through: tuple[str, ...] = ()
     saved: dict[str, tuple[float, ...]] = field(default_factory=dict)
     paths: tuple[str, ...] = ()
+    block: int = 1
 
 
 @dataclass(frozen=True)
 class Leaving:
-    """groups: by name. ranking: the scores as the scope made them, a flat vector a group; the lowest left first. {} where it is unknown."""
+    """groups: by name. ranking: the scores as the scope made them, a flat vector a group; the lowest left first. {} where it is unknown.
+
+    Units that an earlier plan had removed have no place in it: theirs are not a number.
+    """
 
     groups: dict[str, Coupled]
     ranking: Scores
@@ -57,17 +65,46 @@ class Leaving:
             raise Unreadable(f"This is not what Secateur wrote of a structure: {error}. Prune again to have a new one.") from error
 
 
-def leaving(structure: Structure, scores: Scores, plan: Plan) -> Leaving:
-    """Of the structure that the plan was made of, and the scores that it was selected by. Raises BadInput where they do not fit."""
+def leaving(
+    structure: Structure,
+    scores: Scores,
+    plan: Plan,
+    scope: Scope | None = None,
+    within: Plan | Mapping[str, Tensor] | None = None,
+) -> Leaving:
+    """Of the structure that the plan was made of, and the scores that it was selected by. Raises BadInput where they do not fit.
+
+    scope: the function, where the plan's was one that has no name of ours; without it the ranking is not known.
+    within: the earlier plan that this one was selected within; without it the ranking is known of the global scope only.
+    """
     made = plan.made
-    scope = str(made.get("scope", "global"))
+    name, blocks = str(made.get("scope", "global")), made.get("multiple", 1)
+    chosen = scope or (everywhere if name == EACH else of_plan(name))
     stay = floors(structure.groups, limit(made.get("least"), 1), limit(made.get("most"), 1.0), names(made.get("keep")))
     paths: Mapping[str, tuple[str, ...]] = getattr(structure, "blocks", {})
     groups = {
-        name: Coupled(group.kind, stay[name], own(structure, name), group.through[:TOLD], saved(structure, name), paths.get(name, ()))
+        name: Coupled(
+            group.kind, stay[name], own(structure, name), group.through[:TOLD], saved(structure, name), paths.get(name, ()),
+            math.lcm(group.multiple, blocks if isinstance(blocks, int) else 1),
+        )
         for name, group in structure.groups.items()
-    }
-    return Leaving(groups, ranked(scores, all_kept(structure), scope, structure) if scope in SCOPES else {})  # one of the user's own
+    }  # fmt: skip
+    if chosen is None or (made.get("within") and within is None and chosen is not everywhere):
+        return Leaving(groups, {})
+    before = all_kept(structure) if within is None else earlier(within, structure)
+    return Leaving(groups, spread(ranked(scores, before, chosen, structure), before))
+
+
+def spread(ranking: Scores, there: Keep) -> Scores:
+    """A flat vector of all units of a group from one of those that are there; the others are not a number."""
+    whole = {}
+    for name, values in ranking.items():
+        if values.numel() == there[name].numel():
+            whole[name] = values
+        else:
+            whole[name] = torch.full((there[name].numel(),), math.nan, dtype=values.dtype)
+            whole[name][there[name].flatten()] = values
+    return whole
 
 
 def own(structure: Structure, name: str) -> tuple[tuple[str, int], ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .cost import PRICED, Cost, cost, named, prices
+from .cost import COSTS, PRICED, Cost, cost, named, prices
 from .errors import BadInput
 from .structure import Structure
 from .tree import Keep, Scores, apply
@@ -37,9 +37,15 @@ def layer(scores: Scores, structure: Structure, keep: Keep) -> Scores:
 def ranks(scores: Scores, structure: Structure, keep: Keep) -> Scores:
     """The order is that of the ranks within the group, the level that of the group's mean: a few outliers no longer protect a layer.
 
-    score_u = 2 (rank of u in its group + 1/2) / n x (sum over the group of |s|) / n        of n units; the group's sum stays the same
+    score_u = mean(s) + (2 (rank of u in its group + 1/2) / n - 1) mean(|s|)        of n units; the group's sum stays the same
+
+    Of scores that are nowhere negative that is from 0 to twice the mean; where some are, they lower the level and widen the spread.
     """
-    return apply(lambda values: 2 * place(values) * values.abs().mean(dtype=torch.float64), scores)
+
+    def ranked(values: Tensor) -> Tensor:
+        return values.mean(dtype=torch.float64) + (2 * place(values) - 1) * values.abs().mean(dtype=torch.float64)
+
+    return apply(ranked, scores)
 
 
 def lamp(scores: Scores, structure: Structure, keep: Keep) -> Scores:
@@ -70,7 +76,11 @@ def isomorphic(scores: Scores, structure: Structure, keep: Keep) -> Scores:
 def per(of: str | Cost) -> Scope:
     """Scores per cost: a unit's score divided by what leaves with it, at what is kept now (the derivative of the plan's cost).
 
-    score_u = s_u / (dC/dk_u),    for a cost that runs the model:    (C(k) - C(k without half of the group)) / (units in that half)
+    c_u = dC/dk_u,    for a cost that runs the model:    (C(k) - C(k without half of the group)) / (units in that half)
+    score_u = s_u / c_u  where s_u >= 0,    s_u c_u / m^2  where s_u < 0        m: the mean c of the units there are
+
+    A negative score says that the loss falls when the unit goes, so of two such units the one that saves more goes first; divided, it would
+    go last. Negative scores stay below all others, and at the mean price both forms are the same.
     """
 
     def score_per_cost(scores: Scores, structure: Structure, keep: Keep) -> Scores:
@@ -78,7 +88,13 @@ def per(of: str | Cost) -> Scope:
         largest = max((float(value.max()) for value in saved.values() if value.numel()), default=0.0)
         if largest <= 0:
             raise BadInput(f"No unit saves any {named(of)[0]}, so there are no scores per cost. Use another scope.")
-        return {name: values / saved[name].clamp_min(CHEAP * largest).to(values.dtype) for name, values in scores.items()}
+        price = {name: value.clamp_min(CHEAP * largest) for name, value in saved.items()}
+        number = sum(value.numel() for value in price.values())
+        mean = sum(float(value.sum(dtype=torch.float64)) for value in price.values()) / number
+        return {
+            name: torch.where(values < 0, values * (price[name] / mean**2).to(values.dtype), values / price[name].to(values.dtype))
+            for name, values in scores.items()
+        }
 
     score_per_cost.__name__ = f"per-{named(of)[0]}"
     return score_per_cost
@@ -94,6 +110,12 @@ SCOPES: dict[str, Scope] = {
     "per-parameter": per("parameters"),
     "per-byte": per("bytes"),
 }
+
+
+def of_plan(name: str) -> Scope | None:
+    """The scope that a plan names: one of SCOPES, or scores per one of COSTS ("per-macs"); None for one of the user's own."""
+    of = name.removeprefix("per-")
+    return SCOPES.get(name) or (per(of) if of != name and of in COSTS else None)
 
 
 def place(values: Tensor) -> Tensor:

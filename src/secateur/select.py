@@ -24,6 +24,8 @@ from .scope import SCOPES, Scope
 from .structure import Structure, all_kept, check_prunable
 from .tree import Keep, Scores
 
+EACH = "each"  # what a plan says of its scope where every group lost a share of its own
+
 
 def select(
     scores: Scores,
@@ -48,7 +50,8 @@ def select(
         reached, and overshot by less than one unit (or block).
     of: a cost by name, or a function of the structure and what is kept (`Latency`, `Activations`), or several of those by name.
     budget: the most that may be left: "7 MB", "3 M parameters", "macs=30 M, 5 ms", or a mapping from costs to numbers or such texts.
-    scope: how groups are made comparable: a name of SCOPES, or a function of the scores, the structure and what is kept.
+    scope: how groups are made comparable: a name of SCOPES, or a function of the scores, the structure and what is kept, such as
+        `per(Latency(model, example))`, scores per millisecond.
     threshold: remove every unit whose score, as the scope makes it, is lower.
     multiple: a group that loses anything keeps a multiple of this many units; they leave in blocks, ranked by their mean. Groups that lose
         nothing stay as they are.
@@ -95,9 +98,8 @@ def select(
         "multiple": multiple,
         "cut": cut,
         **({} if budget is None else {"budget": plain(budget)}),
-        **({} if least == 1 and type(least) is int else {"least": plain(least)}),
-        **({} if most == 1 and type(most) is float else {"most": plain(most)}),
-        **({"keep": [keep] if isinstance(keep, str) else [*keep]} if keep else {}),
+        **limits_told(least, most, keep),
+        **({"within": gone} if (gone := sum(int(mask.logical_not().sum()) for mask in before.values())) else {}),
         **made,
     }
     return plan_of(structure, kept, settings, {target.name: target.cost for target in asked})
@@ -131,7 +133,15 @@ def select_each(
         leaves, cuts = removal(alone, {name: kept[name]}, {name: group}, multiple, stay)
         gone = leaves[name].bincount(minlength=len(cuts))[: len(cuts)].cumsum(0)  # behind each step
         kept |= kept_after(leaves, int((gone <= room).count_nonzero()))
-    settings: dict[str, object] = {"amounts": dict(amounts), "of": "units", "scope": "each", "multiple": multiple, "cut": None, **made}
+    settings: dict[str, object] = {
+        "amounts": dict(amounts),
+        "of": "units",
+        "scope": EACH,
+        "multiple": multiple,
+        "cut": None,
+        **limits_told(least, most, keep),
+        **made,
+    }
     return plan_of(structure, kept, settings, {target.name: target.cost for target in more})
 
 
@@ -165,7 +175,7 @@ def all_of(structure: Structure) -> Keep:
 def ranked(scores: Scores, keep: Keep, scope: str | Scope, structure: Structure) -> Scores:
     """The scores that units are ranked by: a flat vector a group, of the units that are still there."""
     if isinstance(scope, str) and scope not in SCOPES:
-        raise BadInput(f"There is no scope {scope!r}. Choose {', '.join(SCOPES)}, or give a function of the scores.")
+        raise BadInput(f"There is no scope {scope!r}. Choose {', '.join(SCOPES)}, or give a function: secateur.per(a cost), or your own.")
     there = {}
     for name, mask in keep.items():
         values = scores[name].detach().cpu()
@@ -226,6 +236,15 @@ def check_scores(scores: Scores, structure: Structure) -> None:
             )
         if not all_finite(scores[name]):
             raise BadInput(f"The scores of the group {name} are not all finite, so they cannot be ranked. Measure again.")
+
+
+def limits_told(least: Limit, most: Limit, keep: Collection[str]) -> dict[str, object]:
+    """What a plan remembers of them: those that are not left as they are."""
+    return {
+        **({} if least == 1 and type(least) is int else {"least": plain(least)}),
+        **({} if most == 1 and type(most) is float else {"most": plain(most)}),
+        **({"keep": [keep] if isinstance(keep, str) else [*keep]} if keep else {}),
+    }
 
 
 def plain(value: object) -> object:
