@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cases import Net, conv
 from oracles import masked, permuted
-from secateur import tree
+from secateur import as_graph, tree
 from secateur.criteria import CRITERIA, criterion, name_of
 from secateur.criteria.curvature import hessian
 from secateur.errors import BadInput
@@ -31,9 +31,9 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).view(len(x), -1, self.heads, self.dim).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(x).view(x.shape[0], -1, self.heads, self.dim).transpose(1, 2) for layer in (self.q, self.k, self.v))
         weight = (q @ k.transpose(-1, -2) / self.dim**0.5).softmax(-1)
-        return self.out((weight @ v).transpose(1, 2).reshape(len(x), -1, self.heads * self.dim))
+        return self.out((weight @ v).transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.dim))
 
 
 class Block(nn.Module):
@@ -141,6 +141,8 @@ ORDERED = {  # criterion, or (criterion, kind) -> why another order of the units
     ("output_features", "hidden states"): "these are the features, and the signs are drawn in their order",
 }
 
+NO_GRAPH = {"output_features": "a graph calls no layer, so its features are not seen"}
+
 NO_BETTER = {  # criterion -> why it need not beat chance on a trained net
     "random": "it is chance",
     "grasp": "it keeps the gradient, which a trained net has none of",
@@ -192,6 +194,26 @@ def test_scores_are_finite_repeat_and_leave_no_trace(name: str, kind: str) -> No
     assert torch.equal(torch.random.get_rng_state(), chance)
     assert task.model.training and all(value.grad is None and value.requires_grad for value in task.model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in task.model.modules())
+
+
+@functools.cache
+def placed_as_graph(kind: str) -> tuple[Task, Structure]:
+    task, _ = placed(kind)
+    graph = as_graph(task.model, task.data[0][0])  # type: ignore[index]
+    return Task(graph, task.data, task.loss, seed=1), KINDS[kind].structure(graph, task.data[0][0])  # type: ignore[index]
+
+
+@every(REFUSED | NO_GRAPH, [kind for kind in KINDS if kind != "layers"])  # a graph has no layers that are modules
+def test_an_exported_graph_has_the_scores_of_its_model(name: str, kind: str) -> None:
+    expected, found = (list(CRITERIA[name](*place(kind))) for place in (placed, placed_as_graph))
+    assert len(expected) == len(found)
+    for one, other in zip(expected, found):
+        torch.testing.assert_close([*other.values()], [*one.values()])
+
+
+def test_features_of_an_exported_graph_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"no layer was called as a module.*its own class"):
+        list(CRITERIA["output_features"](*placed_as_graph("channels")))
 
 
 @every(REFUSED | BLIND)
@@ -258,7 +280,7 @@ def test_every_criterion_beats_chance(name: str, trained: tuple[nn.Module, list[
 
 
 def test_every_exception_is_of_a_criterion_that_there_is() -> None:
-    named = [key if isinstance(key, str) else key[0] for table in (REFUSED, SIGNED, BLIND, ORDERED, NO_BETTER) for key in table]
+    named = [key if isinstance(key, str) else key[0] for table in (REFUSED, SIGNED, BLIND, ORDERED, NO_GRAPH, NO_BETTER) for key in table]
     assert set(named) <= set(CRITERIA)
 
 

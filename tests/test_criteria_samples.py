@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur import tree
+from secateur import as_graph, tree
 from secateur.contexts import by_sample
 from secateur.criteria import CRITERIA
 from secateur.measure import measure
 from secateur.structure import Structure, channels, layers, weights
 from secateur.task import Task
 from secateur.tree import Scores
+from test_flows_samples import SHARED, Shared, shares
 
 DEFINED = {
     "fisher_sample": lambda structure, w, g: tree.square(structure.reduce(tree.mul(w, g))),
@@ -70,6 +73,20 @@ def test_a_loss_for_every_sample_counts_like_its_mean(name: str) -> None:
         for how in ("mean", "none")
     )
     torch.testing.assert_close(one, every)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["class", "graph"])
+@pytest.mark.parametrize("shared", SHARED, ids=str)
+def test_samples_count_by_their_share_in_a_loss_that_weighs_them(graph: bool, shared: Shared) -> None:
+    """Padded and ignored targets, weights of classes: against the graph of the whole batch, and as an exported graph the same."""
+    task = shared.task()
+    of = replace(task, model=as_graph(task.model, shared.inputs)) if graph else task
+    w, batches = task.parameters(), shares(task)
+    for structure in (channels(of.model, shared.inputs), weights(of.model)):
+        for name, defined in DEFINED.items():
+            scores = [[defined(structure, w, gradients) for gradients in batch] for batch in batches]
+            expected = [tree.apply(lambda *values: torch.stack(values).mean(0), *every) for every in scores]
+            torch.testing.assert_close(list(CRITERIA[name](of, structure)), expected)
 
 
 class Opposite(nn.Module):

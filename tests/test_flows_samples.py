@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from cases import Net
 from secateur import tree
@@ -160,6 +161,28 @@ def test_outputs_that_are_one_number_and_hide_unequal_shares_are_refused() -> No
     task = Task(one.model, [((X, labels), labels)], one.loss)
     with pytest.raises(BadInput, match=r"the mean of its samples' losses is .* samples first, or choose"):
         list(gates(task, channels(task.model, (X, labels))))
+
+
+def packed(total: int | None) -> Task:
+    """A tagger that packs its sequences: of the last, the shortest, it makes less when it is alone."""
+    lengths = torch.tensor([5, 5, 5, 3])
+
+    def forward(net: Net, x: Tensor, n: Tensor) -> Tensor:
+        made, _ = net.r(pack_padded_sequence(net.e(x), n, batch_first=True, enforce_sorted=False))
+        return net.o(pad_packed_sequence(made, batch_first=True, total_length=total)[0])
+
+    model = Shared("", forward, tags).task().model
+    labels = torch.where(torch.arange(5) < lengths[:, None], torch.arange(5) % 3, -100)
+    return Task(model, [((X, lengths), labels)], tags)
+
+
+def test_sequences_that_are_cut_to_the_longest_are_told() -> None:
+    task = packed(None)
+    with pytest.raises(BadInput, match=r"shape \(3, 3\) of a sample alone, and \(5, 3\).*total_length="):
+        list(sums(task, {"r.weight_ih_l0"}))
+    task = packed(5)
+    for found, batch in zip(sums(task, set(task.parameters())), shares(task)):
+        torch.testing.assert_close(found, {name: torch.stack([each[name].square() for each in batch]).sum(0) for name in found})
 
 
 @pytest.mark.parametrize("name", ["fisher_sample", "fisher_diagonal"])

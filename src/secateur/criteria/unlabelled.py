@@ -51,7 +51,8 @@ def output_kl(task: Task, structure: Structure, draws: int = 1) -> Iterator[Scor
 def output_features(task: Task, structure: Structure, draws: int = 1) -> Iterator[Scores]:
     """The squared distance of the features: what goes into the module that runs last of those with a matrix (the classifier, as a rule).
 
-    Raises BadInput for single connections: those of that module move no features, and all would go first.
+    Raises BadInput for single connections: those of that module move no features, and all would go first; and for an exported graph,
+    which calls no module.
     """
     if structure.kind == "weights":
         raise BadInput(
@@ -62,7 +63,7 @@ def output_features(task: Task, structure: Structure, draws: int = 1) -> Iterato
     for module in copy.modules():
         if any(value.dim() > 1 for value in module.parameters(recurse=False)):
             module.register_forward_pre_hook(last)
-    yield from gauss_newton(replace(task, model=copy), structure, lambda _, chance: along_signs(last.seen, chance), draws)
+    yield from gauss_newton(replace(task, model=copy), structure, lambda _, chance: along_signs(last.features(), chance), draws)
 
 
 def output_norm(task: Task, structure: Structure) -> Iterator[Scores]:
@@ -105,6 +106,14 @@ class Last:
 
     def __call__(self, module: nn.Module, inputs: object) -> None:
         self.seen = inputs
+
+    def features(self) -> object:
+        if self.seen is None:
+            raise BadInput(
+                "output_features looks at what goes into the last layer, but no layer was called as a module (those of an exported graph "
+                "are not). Measure the model in its own class, or choose output_mse, output_kl or output_norm."
+            )
+        return self.seen
 
 
 def along_signs(outputs: object, chance: torch.Generator) -> Tensor:

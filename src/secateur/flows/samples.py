@@ -55,9 +55,8 @@ def gradients_of_every_sample(task: Task, batch: Batch, number: int, names: set[
     for sample in range(samples):
         z, weights = run(task, batch, form, [sample], number)
         mine = {place: apart(value, axes[place], 1)[0] for place, value in tensors(z).items() if place in pulls}
-        for place, all_of_them in values.items():
-            if place not in mine or mine[place].shape != all_of_them[sample].shape or not close(mine[place].detach(), all_of_them[sample]):
-                raise BadInput(not_independent(number))
+        for place, every in values.items():
+            check_alike(mine[place].detach() if place in mine else None, every[sample], number)
         chosen = {name: weights[name] for name in weights if name in names}
         with derived(number):
             gradients = torch.autograd.grad(
@@ -161,6 +160,18 @@ def output_axes(task: Task, batch: Batch, number: int, places: list[int]) -> dic
     if any(dependent(*pair) for pair in pairs.values()):
         raise BadInput(not_independent(number))
     return {place: sample_axis(*pairs[place]) if place in pairs else None for place in places}
+
+
+def check_alike(alone: Tensor | None, within: Tensor, number: int) -> None:
+    """Raises BadInput where what the model makes of a sample alone is not what it makes of it within the batch."""
+    if alone is not None and alone.shape != within.shape:
+        raise BadInput(
+            f"In batch {number} the model makes outputs of shape {tuple(alone.shape)} of a sample alone, and {tuple(within.shape)} of it "
+            "within the batch, so there is no gradient of a single sample. Let the outputs have one length (total_length= of "
+            "pad_packed_sequence), or choose a criterion of whole batches, such as taylor or fisher."
+        )
+    if alone is None or not close(alone, within):
+        raise BadInput(not_independent(number))
 
 
 def few(batch: Batch) -> tuple[list[int], list[int]]:
