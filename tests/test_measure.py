@@ -236,8 +236,16 @@ def test_there_is_nothing_to_look_at_before_the_first_scores() -> None:
     """A criterion that yields at its end is measured all the same."""
     task, structure = toy(4)
     seen: list[Sensitivity] = []
-    found = measure(task, structure, lambda task, structure: [list(CRITERIA["taylor"](task, structure))[-1]], watch=seen.append, enough=0.5)
+    found = measure(task, structure, lambda task, structure: [list(CRITERIA["taylor"](task, structure))[-1]], watch=seen.append)
     assert found.count == 1 and not seen
+
+
+@pytest.mark.parametrize("name", ["obs", "snr", "needed", "synflow", "magnitude", "l1"])
+def test_it_is_never_enough_where_nothing_can_be_halved(name: str) -> None:
+    task, _ = toy(10)
+    structure = channels(task.model, torch.zeros(1, 6, dtype=torch.float64))
+    with pytest.raises(BadInput, match=f"The criterion {name} does not yield scores for each batch.*Leave enough= out"):
+        measure(task, structure, name, enough=0.5)
 
 
 @pytest.mark.parametrize(
