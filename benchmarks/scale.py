@@ -131,9 +131,11 @@ what it would have been in one process, and reading is not shared. Where reading
 (a loader with a `DistributedSampler`, or `split=False`); contexts with keys are then regrouped in each process, which is another cut of
 the data.
 
-The processes meet at every 8th piece of each, to say whether one has failed, a checkpoint is due, or it is `enough`; and in the end, when
-the states (means, sums of squares, maxima, sums by key) are broadcast and merged in the order of the ranks. What is drawn at random goes
-by the number of the batch or piece, whoever computes it. A criterion that yields once for all the data cannot be shared, and is refused.
+The processes meet at every 8th piece of each, to say whether one has failed or a checkpoint is due, and where one process would look
+whether it is `enough`, so that they stop where it would (with data of their own: at every 8th piece only, so perhaps later); and in the
+end, when the states (means, sums of squares, maxima, sums by key) are broadcast and merged in the order of the ranks. What is drawn at
+random goes by the number of the batch or piece, whoever computes it. A criterion that yields once for all the data cannot be shared, and
+is refused.
 
 A model in shards (FSDP2) is measured where its shards are (`gradient`, `taylor`, `fisher`, `l1`, `l2`; structure `weights`, which is made
 before the model is sharded): all processes compute every piece together, each has the scores of its shards, and

@@ -130,7 +130,7 @@ def stops_early(folder: Path, rank: int) -> None:
     """One process looks at every meeting."""
     module.WATCHED, module.SHARE = 0.0, float("inf")
     seen: list[int] = []
-    found = measure(*task(400), enough=0.9, amount=0.8, watch=(lambda now: seen.append(now.count)) if rank else None)
+    found = measure(*task(200, 2), enough=0.9, amount=0.3, watch=(lambda now: seen.append(now.count)) if rank else None)
     write_sensitivity(folder / f"enough-{rank}", found)
     if rank:
         print("seen", *seen)

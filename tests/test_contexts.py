@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.contexts import CONTEXTS, WAITING, by_batch, by_class, by_sample
+from secateur.contexts import CONTEXTS, WAITING, Keys, by_batch, by_class, by_sample, cut_of, natural
 from secateur.errors import BadInput
 from secateur.stream import Stream
 
@@ -71,6 +71,58 @@ def test_samples_are_cut_from_dicts_and_what_is_not_per_sample_is_kept() -> None
     assert full.batch["x"].tolist() == [[0, 1], [4, 5], [0, 1]] and full.batch["labels"].tolist() == [1, 1, 1]
     assert [zero.batch["x"].tolist() for zero in zeros] == [[[2, 3]], [[2, 3]]] and one.batch["x"].tolist() == [[4, 5]]
     assert all(piece.batch["mask"].shape == (1, 2) for piece in (full, *zeros, one))
+
+
+def tagged(count: int, size: int = 8) -> list[tuple[Tensor, dict[str, object]]]:
+    """Samples with their number in a tensor, a list, a tuple and an array, in lists of lists, and with what is of the whole batch."""
+    numbers = torch.arange(count * size).split(size)
+    return [
+        (
+            part,
+            {
+                "labels": part % 3,
+                "names": [f"n{n}" for n in part.tolist()],
+                "pair": [(*map(str, part.tolist()),), [*part]],
+                "array": part.numpy() * 2,
+                "deep": [{"n": [n]} for n in part.tolist()],
+                "colours": ["red", "green"],
+                "none": None,
+            },
+        )
+        for part in numbers
+    ]
+
+
+@pytest.mark.parametrize("contexts", ["sample", "class", lambda batch: [int(name[1:]) % 2 for name in batch[1]["names"]]])
+def test_lists_of_a_text_or_number_for_every_sample_are_cut_with_them(contexts: str | Keys) -> None:
+    seen: list[int] = []
+    pieces = list(cut_of(contexts)[0](tagged(4)))
+    for _, samples, (x, beside) in pieces:  # type: ignore[misc]
+        numbers = x.tolist()
+        assert len(numbers) == samples == len(beside["names"])
+        assert beside["labels"].tolist() == [n % 3 for n in numbers]
+        assert beside["names"] == [f"n{n}" for n in numbers] and beside["pair"][0] == [*map(str, numbers)]
+        assert [int(n) for n in beside["pair"][1]] == numbers and beside["array"].tolist() == [2 * n for n in numbers]
+        assert beside["deep"] == [{"n": [n]} for n in numbers]
+        assert beside["colours"] == ["red", "green"] and beside["none"] is None
+        seen += numbers
+    assert sorted(seen) == list(range(32))
+    assert contexts == "sample" or max(samples for _, samples, _ in pieces) == 8  # they wait for others, and are joined
+
+
+def test_targets_may_be_lists_alone() -> None:
+    data = [(torch.arange(4), {"lang": ["en", "de", "en", "de"]})] * 3
+    pieces = list(cut_of(lambda batch: batch[1]["lang"])[0](data))  # type: ignore[index]
+    assert all(set(piece.batch[1]["lang"]) == {piece.key} for piece in pieces)  # type: ignore[index]
+    with pytest.raises(BadInput, match="cannot be cut into samples"):
+        list(by_sample([(torch.zeros(4, 3), {"lang": ["en"] * 4, "y": torch.zeros(3)})]))
+    with pytest.raises(BadInput, match="cannot be cut into samples"):
+        list(by_sample([(torch.zeros(4, 3), {"lang": ["en"] * 3})]))
+
+
+def test_whole_numbers_are_in_their_order_before_other_keys() -> None:
+    keys = ["b", "10", "--5", "-3", "2", "a", "9" * 5000, "-", "", "٣", "1.5"]
+    assert sorted(keys, key=natural)[:3] == ["-3", "2", "10"]
 
 
 @given(SIZES, st.integers(1, 9))

@@ -49,7 +49,18 @@ def arrays(batch: Batch) -> numpy.ndarray:
     return batch[1].numpy()
 
 
-@pytest.mark.parametrize("keys", [listed, numbers, arrays, lambda batch: batch[1], lambda batch: tuple(map(str, batch[1].tolist()))])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        listed,
+        numbers,
+        arrays,
+        lambda batch: batch[1],
+        lambda batch: tuple(map(str, batch[1].tolist())),
+        lambda batch: list(batch[1].numpy()),
+        lambda batch: list(batch[1]),
+    ],
+)
 def test_keys_of_samples_are_what_classes_are(keys: object) -> None:
     task, structure = toy()
     classes, found = measure(task, structure, contexts="class"), measure(task, structure, contexts=keys)  # type: ignore[arg-type]
@@ -80,6 +91,11 @@ def test_a_key_may_be_of_the_whole_batch(key: object) -> None:
         (lambda batch: [0.5] * 8, r"gave keys 8 of them, such as \[0.5\]"),
         (lambda batch: batch[1].double(), r"gave keys of shape \(8,\)"),
         (lambda batch: batch[0], r"gave keys of shape \(8, 6\)"),
+        (lambda batch: list(batch[0]), r"gave keys 8 of them"),
+        (lambda batch: ["a"] * 7 + [None], r"gave keys 8 of them, such as \[None\]"),
+        (lambda batch: [10**5000] * 8, "gave keys 8 of them"),
+        (lambda batch: batch[1]["lang"], r"function <lambda> failed for a batch of 8 samples, .*: \w+Error: .+ Make it fit the data"),
+        (lambda batch: {}["lang"], "KeyError: 'lang'"),
     ],
 )
 def test_what_are_no_keys_is_said(keys: object, says: str) -> None:
@@ -220,8 +236,16 @@ def test_there_is_nothing_to_look_at_before_the_first_scores() -> None:
     """A criterion that yields at its end is measured all the same."""
     task, structure = toy(4)
     seen: list[Sensitivity] = []
-    found = measure(task, structure, lambda task, structure: [list(CRITERIA["taylor"](task, structure))[-1]], watch=seen.append, enough=0.5)
+    found = measure(task, structure, lambda task, structure: [list(CRITERIA["taylor"](task, structure))[-1]], watch=seen.append)
     assert found.count == 1 and not seen
+
+
+@pytest.mark.parametrize("name", ["obs", "snr", "needed", "synflow", "magnitude", "l1"])
+def test_it_is_never_enough_where_nothing_can_be_halved(name: str) -> None:
+    task, _ = toy(10)
+    structure = channels(task.model, torch.zeros(1, 6, dtype=torch.float64))
+    with pytest.raises(BadInput, match=f"The criterion {name} does not yield scores for each batch.*Leave enough= out"):
+        measure(task, structure, name, enough=0.5)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,16 @@ def test_bad_schedules_say_so(options, words):
         next(sc.rounds(residual(), data[0][0], data, F.cross_entropy, **{"amount": 0.5, **options}))
 
 
+@pytest.mark.parametrize(("contexts", "local", "rule"), [("class", None, "rms"), ("batch", None, 0.0), ("class", 0.3, 0.3)])
+def test_a_plan_tells_the_rule_that_merged_global_and_local(tmp_path, contexts, local, rule):
+    model, data = residual(), batches()
+    options = {"amount": 0.3, "steps": 2, "contexts": contexts, "local": local, "checkpoint": tmp_path}
+    for step in itertools.islice(sc.rounds(model, data[0][0], data, F.cross_entropy, **options), 2):
+        assert step.plan.made["local"] == rule
+    (last,) = sc.rounds(model, data[0][0], data, F.cross_entropy, **options)  # the checkpoint is of the same settings
+    assert last.plan.made["local"] == rule
+
+
 @pytest.mark.parametrize("structure", ["channels", "weights"])
 def test_limits_are_of_the_dense_model_in_every_round(structure: str):
     model, data = residual(), batches()

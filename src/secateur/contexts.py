@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from numpy import concatenate, generic, ndarray
 from torch import Tensor
 
-from .errors import BadInput
-from .task import describe, each, split_batch
+from .errors import BadInput, SecateurError
+from .task import describe, each, first_line, split_batch
 
+WHOLE = re.compile("-?[0-9]{1,20}")
 WAITING = 8  # batches' worth of samples that may wait for others of their key
 
 
@@ -21,6 +25,10 @@ class Piece(NamedTuple):
     key: str | None
     samples: int
     batch: object
+
+
+class Column(list[object]):
+    """One text or number for every sample: what a list in a batch becomes when samples are taken from it."""
 
 
 Layout = tuple[tuple[bool, tuple[int, ...], str], ...]
@@ -47,7 +55,8 @@ def by_key(keys: Keys) -> Cut:
     keys: batch -> one key a sample, or one for the whole batch, which then goes on as it is. A key is a string or a whole number.
     At most 8 batches' worth of samples wait; beyond that the fullest key goes on, so that memory does not grow with the data and the
     batches stay nearly as large as they came. Samples of different shapes (padding) are not mixed.
-    What is the only piece of its key in the end goes in two halves, so that they can be compared.
+    What is the only piece of its key in the end goes in two halves, so that they can be compared. A list of as many texts or numbers as
+    the batch has samples is cut with them.
     """
 
     def cut(data: Iterable[object]) -> Iterator[Piece]:
@@ -84,19 +93,37 @@ def by_key(keys: Keys) -> Cut:
 
 def names_of(keys: Keys, batch: object) -> list[str] | str:
     """The keys of a batch, as text: one for every sample, or one. Raises BadInput for anything else."""
-    value = keys(batch)
-    plain = value.tolist() if hasattr(value, "tolist") else value  # a tensor or an array
-    if isinstance(plain, (str, int)):
+    called = getattr(keys, "__name__", type(keys).__name__)
+    try:
+        value = keys(batch)
+    except (SecateurError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"The contexts' function {called} failed for a batch of {samples_in(batch)} samples, {describe(batch)}: "
+            f"{type(error).__name__}: {first_line(error)}. Make it fit the data."
+        ) from error
+    plain = of_python(value)
+    if is_key(plain):
         return str(plain)
-    named = list(plain) if isinstance(plain, (list, tuple)) else None
-    if named is None or len(named) != sliceable(batch) or not all(isinstance(key, (str, int)) for key in named):
-        called = getattr(keys, "__name__", type(keys).__name__)
-        found = describe(value) if named is None or isinstance(value, Tensor) else f"{len(named)} of them, such as {named[:1]}"
+    named = [of_python(key) for key in plain] if isinstance(plain, (list, tuple)) else None
+    if named is None or len(named) != sliceable(batch) or not all(is_key(key) for key in named):
+        wrong = ["a larger number" if isinstance(key, int) else key for key in named or () if not is_key(key)]
+        found = describe(value) if named is None or isinstance(value, Tensor) else f"{len(named)} of them, such as {(wrong or named)[:1]}"
         raise BadInput(
             f"The contexts' function {called} gave keys {found} for a batch of {samples_in(batch)} samples. "
-            "Return a list of one string or whole number for every sample, or a single one for the batch."
+            "Return a list of one string or whole number (of 64 bits) for every sample, or a single one for the batch."
         )
     return [str(key) for key in named]
+
+
+def of_python(value: object) -> object:
+    """Lists and numbers instead of tensors, arrays and their numbers."""
+    return value.tolist() if isinstance(value, (Tensor, ndarray, generic)) else value
+
+
+def is_key(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, int) and -(2**63) <= value < 2**64)
 
 
 def places(named: list[str]) -> dict[str, list[int]]:
@@ -109,7 +136,7 @@ def places(named: list[str]) -> dict[str, list[int]]:
 
 def natural(key: str) -> tuple[int, int, str]:
     """Whole numbers in their order, before other keys."""
-    return (0, int(key), key) if key.lstrip("-").isdecimal() else (1, 0, key)
+    return (0, int(key), key) if WHOLE.fullmatch(key) else (1, 0, key)
 
 
 def labels_of(batch: object) -> Tensor:
@@ -141,10 +168,19 @@ def cut_of(contexts: str | Keys) -> tuple[Cut, str]:
     return CONTEXTS[contexts], contexts
 
 
-def leaves(batch: object) -> list[object]:
+def leaves(batch: object, samples: int = 0) -> list[object]:
+    """samples: of a batch as it came; a list of so many texts or numbers is a leaf. (A piece's columns are known.)"""
     found: list[object] = []
-    each(found.append, batch)
+    each(found.append, batch, partial(is_column, samples=samples))
     return found
+
+
+def is_column(value: object, samples: int) -> bool:
+    if isinstance(value, Column):
+        return True
+    if not isinstance(value, (list, tuple)) or hasattr(value, "_fields"):
+        return False
+    return len(value) == samples > 0 and not any(isinstance(leaf, (Tensor, ndarray)) and leaf.ndim for leaf in leaves(value))
 
 
 def samples_in(batch: object) -> int:
@@ -155,12 +191,14 @@ def samples_in(batch: object) -> int:
 def sliceable(batch: object) -> int:
     """The number of samples, where inputs and targets agree on it; else BadInput."""
     inputs, targets = split_batch(batch)
-    if samples_in(inputs) != samples_in(targets):
+    samples, parts = samples_in(inputs), leaves(targets, samples_in(inputs))
+    only_columns = any(is_column(part, samples) for part in parts) and not any(isinstance(part, Tensor) and part.dim() for part in parts)
+    if samples_in(targets) != samples and not only_columns:
         raise BadInput(
             f"This batch cannot be cut into samples: its inputs are {describe(inputs)} and its targets {describe(targets)}. "
             'Put samples along the first dimension of both, or use contexts="batch".'
         )
-    return samples_in(inputs)
+    return samples
 
 
 def layout(batch: object) -> Layout:
@@ -168,35 +206,58 @@ def layout(batch: object) -> Layout:
     samples = samples_in(batch)
     return tuple(
         (True, tuple(leaf.shape[1:]), str(leaf.dtype))
-        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == samples
+        if isinstance(leaf, (Tensor, ndarray)) and leaf.ndim and leaf.shape[0] == samples
+        else (True, (), "a column")
+        if is_column(leaf, samples)
         else (False, tuple(leaf.shape), str(leaf.tolist()))
-        if isinstance(leaf, Tensor)
+        if isinstance(leaf, (Tensor, ndarray))
         else (False, (), repr(leaf))
-        for leaf in leaves(batch)
+        for leaf in leaves(batch, samples)
     )
 
 
-def rebuild(batch: object, new: Iterable[object]) -> object:
+def rebuild(batch: object, new: Iterable[object], samples: int = 0) -> object:
     """The same containers with other leaves."""
     following = iter(new)
-    return each(lambda _: next(following), batch)
+    return each(lambda _: next(following), batch, partial(is_column, samples=samples))
 
 
 def take(batch: object, index: Tensor, form: Layout) -> object:
-    """Some samples of a batch, copied, so that the rest can go."""
-    parts = [leaf[index.to(leaf.device)] if cut and isinstance(leaf, Tensor) else leaf for leaf, (cut, *_) in zip(leaves(batch), form)]
-    return rebuild(batch, parts)
+    """Some samples of a batch as it came, copied, so that the rest can go."""
+    return taken(batch, index, form, samples_in(batch))
+
+
+def taken(batch: object, index: Tensor, form: Layout, samples: int = 0) -> object:
+    parts = [some(leaf, index) if cut else leaf for leaf, (cut, *_) in zip(leaves(batch, samples), form)]
+    return rebuild(batch, parts, samples)
+
+
+def some(leaf: object, index: Tensor) -> object:
+    if isinstance(leaf, Tensor):
+        return leaf[index.to(leaf.device)]
+    if isinstance(leaf, ndarray):
+        return leaf[index.numpy()]
+    assert isinstance(leaf, (list, tuple))
+    return Column(leaf[place] for place in index.tolist())
 
 
 def join(a: Piece, b: Piece, form: Layout) -> Piece:
-    pairs = zip(leaves(a.batch), leaves(b.batch), form)
-    parts = [torch.cat([x, y]) if cut and isinstance(x, Tensor) and isinstance(y, Tensor) else x for x, y, (cut, *_) in pairs]
+    parts = [both(x, y) if cut else x for x, y, (cut, *_) in zip(leaves(a.batch), leaves(b.batch), form)]
     return Piece(a.key, a.samples + b.samples, rebuild(a.batch, parts))
 
 
+def both(x: object, y: object) -> object:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return torch.cat([x, y])
+    if isinstance(x, ndarray) and isinstance(y, ndarray):
+        return concatenate([x, y])
+    assert isinstance(x, (list, tuple)) and isinstance(y, (list, tuple))
+    return Column([*x, *y])
+
+
 def first(piece: Piece, size: int, form: Layout) -> Piece:
-    return Piece(piece.key, size, take(piece.batch, torch.arange(size), form))
+    return Piece(piece.key, size, taken(piece.batch, torch.arange(size), form))
 
 
 def rest(piece: Piece, size: int, form: Layout) -> Piece:
-    return Piece(piece.key, piece.samples - size, take(piece.batch, torch.arange(size, piece.samples), form))
+    return Piece(piece.key, piece.samples - size, taken(piece.batch, torch.arange(size, piece.samples), form))

@@ -58,9 +58,10 @@ def measure(
     another model, another loss (by its name and code), other settings or other data (by its first batch) is refused. What was seen is
     left out by the data's own `skip(n)` where it has one, else read past.
     enough: stop when two halves of the contexts agree on what to remove at `amount` (`stability.agreement`, a Jaccard index in 0..1), which
-    is looked at after 8 contexts and then at every quarter more.
+    is looked at after 8 contexts and then at every quarter more. It needs a criterion that yields for every batch: others are refused.
     split: in an initialised torch.distributed process group, each process measures its share of the pieces and all get the merged result,
-    the same as of one process. All read all data, unless each has data of its own already: split=False, known of a DistributedSampler.
+    the same as of one process. All read all data, unless each has data of its own already: split=False, known of a DistributedSampler
+    (then `enough` is looked at every 8 pieces of each only, so it can stop later than one process would).
     Raises BadInput for scores that are not finite, naming the criterion and the context.
     """
     check_prunable(structure)
@@ -159,8 +160,11 @@ class Between:
         """Before a piece: whether it is enough."""
         if stream.handed != self.handed and (self.checkpoint or self.group.size > 1):
             raise self.not_shared()
+        if stream.handed != self.handed and self.enough is not None:
+            raise self.not_halved()
         place = stream.place.pieces
-        if place == self.start or (self.group.size > 1 and place % (ROUNDS * self.group.size)):
+        looks = self.enough is not None and stream.split and place == self.next  # as one process would, which has seen so many by then
+        if place == self.start or (self.group.size > 1 and place % (ROUNDS * self.group.size) and not looks):
             return False
         return self.meet(stream.place)[0]
 
@@ -194,7 +198,15 @@ class Between:
             "on after a stop. Measure in one process and without checkpoint=, or yield once for every batch of task.data."
         )
 
+    def not_halved(self) -> BadInput:
+        return BadInput(
+            f"The criterion {self.collector.criterion} does not yield scores for each batch, so there are no halves of the data that could "
+            "agree. Leave enough= out, or choose a criterion that does (taylor, say)."
+        )
+
     def end(self, stream: Stream) -> None:
+        if self.enough is not None and not stream.ended and self.collector.seen <= 1:
+            raise self.not_halved()
         if self.group.size > 1 and stream.handed and not stream.ended:
             raise self.not_shared()
         while self.group.size > 1 and self.meet(None)[1]:

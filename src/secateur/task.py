@@ -129,12 +129,12 @@ def device_of(model: nn.Module) -> torch.device:
     return next((value.device for value in model.parameters()), torch.device("cpu"))
 
 
-def each(function: Callable[[object], object], value: object) -> object:
-    """`function` on every leaf of nested dicts, tuples and lists, the containers around them rebuilt."""
-    if isinstance(value, Mapping):
-        return {key: each(function, item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [each(function, item) for item in value]
+def each(function: Callable[[object], object], value: object, leaf: Callable[[object], bool] = lambda value: False) -> object:
+    """`function` on every leaf of nested dicts, tuples and lists, the containers around them rebuilt. leaf: which of them are leaves."""
+    if isinstance(value, Mapping) and not leaf(value):
+        return {key: each(function, item, leaf) for key, item in value.items()}
+    if isinstance(value, (tuple, list)) and not leaf(value):
+        items = [each(function, item, leaf) for item in value]
         make: Callable[..., object] = type(value)
         return make(*items) if hasattr(value, "_fields") else make(items)
     return function(value)
