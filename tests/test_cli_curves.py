@@ -88,6 +88,17 @@ def test_bad_input_is_one_line_and_writes_nothing(case: str, here: Path, capsys:
     assert fact in said and said.count("\n") == 1 and [path for path in sorted(here.iterdir()) if path.name != "__pycache__"] == before
 
 
+def test_a_file_that_was_cut_off_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(curving("--quiet")) == 0
+    whole = (here / "c.json").read_text()
+    (here / "c.json").write_text(whole[: len(whole) // 2])
+    capsys.readouterr()
+    assert run(curving("--quiet")) == 2
+    assert "c.json has no curves of secateur, or not all (" in (said := capsys.readouterr().err) and "Delete it and measure again" in said
+    (here / "c.json").unlink()
+    assert run(curving("--quiet")) == 0 and (here / "c.json").read_text() == whole
+
+
 def test_curves_that_are_none_leave_the_report_as_it_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(pruning(quiet=True)) == 0
     before = (here / "out" / "report.json").read_bytes(), (here / "out" / "report.html").read_bytes()

@@ -82,6 +82,6 @@ def stored(found: Curves) -> Stored:
 def read_curves(file: Path) -> Stored:
     """What `secateur curves --out` wrote. Raises Unreadable."""
     try:
-        return stored(Curves.from_json(file.read_text(encoding="utf-8")))
+        return stored(Curves.from_json(file.read_text(encoding="utf-8"), str(file)))
     except (OSError, UnicodeDecodeError) as error:
         raise Unreadable(f"{file} cannot be read: {error}. Make it with secateur curves ... --out {file}, or name another file.") from error
