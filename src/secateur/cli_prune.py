@@ -17,7 +17,7 @@ from .cli_asked import Asked, Given, check, read, settings
 from .cli_explain import files_of
 from .cli_measure import Early, contexts_of, of_model
 from .cost import Cost
-from .drop import largest_within
+from .drop import dense_quality, largest_within
 from .errors import Unreadable
 from .evaluate import compare
 from .files import load, read_plan, save, write_text_atomic
@@ -108,7 +108,7 @@ def within_drop(asked: Asked, given: Given, plan_at: Callable[[Amount | None], P
         repair = None if asked.repair == "none" else asked.repair
         return quality(repaired(now, given.model, given.measuring(asked), plan, repair), given.splits.validation, "top1")
 
-    dense = quality(given.model, given.splits.validation, "top1")
+    dense = dense_quality(lambda: quality(given.model, given.splits.validation, "top1"), "top1")
     largest = largest_within(plan_at, accuracy, dense, asked.drop, progress=tell)
     return largest.made.note(**largest.said(asked.drop, "top1"))
 
