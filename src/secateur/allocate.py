@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from .budget import Budget, Of, Target, targets
+from .budget import Amount, Budget, Of, Target, targets
 from .cost import cost
 from .errors import BadInput, BudgetUnreachable
 from .floors import Limit
@@ -98,7 +98,7 @@ def select_by_curves(
     scores: Scores,
     structure: Structure,
     losses: Levels,
-    amount: float | None = None,
+    amount: Amount | None = None,
     of: Of = "macs",
     *,
     budget: Budget | None = None,
