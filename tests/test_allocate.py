@@ -130,6 +130,20 @@ def test_levels_that_do_not_fit_together_are_refused(losses: Levels, costs: Leve
         allocate(losses, costs, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("budget", "buckets", "says"),
+    [
+        (float("nan"), 10, "budget is .* a finite number, but it is nan"),
+        (float("inf"), 10, "but it is inf"),
+        (1.0, 0, "buckets= must be a whole number of at least 1, but it is 0"),
+        (1.0, 2.5, r"but it is 2\.5"),
+    ],
+)
+def test_budgets_and_buckets_that_are_none_are_refused(budget: float, buckets: int, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        allocate({"a": {0.0: 1.0}}, {"a": {0.0: 0.3}}, budget, buckets)
+
+
 # with a plan ----------------------------------------------------------------------------------------------------------------------------
 
 NET = Hidden(mlp(6, 20, 13, 8, 3))

@@ -121,6 +121,12 @@ def test_scores_per_millisecond_take_the_clock_that_the_budget_has(scope: str):
     assert made.plan.made["scope"] == "per-latency" and all(torch.equal(made.plan.keep[name], own.keep[name]) for name in own.keep)
 
 
+def test_a_drop_of_what_has_no_classes_says_what_it_needs():
+    model, data = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), [(torch.randn(8, 6), torch.randn(8, 4))]
+    with pytest.raises(sc.BadInput, match=r"points of top1, which needs class scores and one class.*targets are .*an amount, a budget"):
+        sc.prune(model, data[0][0], data, F.mse_loss, drop=1.0, validation=data)
+
+
 @pytest.mark.parametrize("drop", [0.0, 30.0, 100.0])
 def test_as_much_is_removed_as_the_drop_allows(drop: float):
     model, data = residual(), batches()

@@ -28,6 +28,12 @@ NET = Hidden(mlp(3, 4, 2, 2))
         ("30 M MACs", ("macs", 3e7)),
         ("1,000 units", ("units", 1000.0)),
         ("4G macs", ("macs", 4e9)),
+        ("0.04 GMACs", ("macs", 4e7)),
+        ("30 GMACs", ("macs", 3e10)),
+        ("30 MMACs", ("macs", 3e7)),
+        ("30kmac", ("macs", 3e4)),
+        ("7 macs", ("macs", 7.0)),
+        ("25Mparams", ("parameters", 2.5e7)),
         ("30M", (None, 3e7)),
         ("2e6", (None, 2e6)),
         ("12", (None, 12.0)),
@@ -44,7 +50,8 @@ def test_a_quantity_is_read(text: str | float, meant: tuple[str | None, float]) 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "MB", "-7 MB", "7 parsecs", "7 M parsecs", "seven", "7 MB MB", True, -1, float("inf"), float("nan"), "7 ms ms"]
+    "text",
+    ["", "MB", "-7 MB", "7 parsecs", "7 M parsecs", "seven", "7 MB MB", "7 GGMACs", True, -1, float("inf"), float("nan"), "7 ms ms"],
 )
 def test_what_is_no_quantity_is_refused(text: object) -> None:
     with pytest.raises(BadInput, match="like '7 MB'"):

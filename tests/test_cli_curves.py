@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("typer")
 
+import secateur
 from secateur import Curves, cli_curves
 from secateur.cli import run
 from secateur.frontends.models import build_of
@@ -70,6 +71,52 @@ def test_scores_may_come_from_a_file(here: Path) -> None:
     assert (here / "c.json").read_text() == (here / "d.json").read_text()
 
 
+def test_a_plan_by_curves_is_that_of_the_library(here: Path) -> None:
+    """The same solver, scores and curves; the budget is met; the folder explains itself."""
+    same = ["--criterion", "fisher", "--contexts", "class", "--multiple", "2"]
+    words = ["curves", "net.py:build", "--weights", "w.safetensors", "--data", "net.py:data", "--out", "c.json", "--quiet", *same]
+    assert run(words) == 0
+    options = {"criterion": "fisher", "contexts": "class", "multiple": 2, "curves": "c.json", "quiet": True}
+    assert run(pruning(**options, amount=0.3, of="macs")) == 0
+    plan, scores = secateur.read_plan("out"), load_file("out/scores.safetensors")
+    made = Curves.from_json((here / "c.json").read_text())
+    structure = secateur.channels(build_of("net.py:build")(), torch.randn(2, 3, 32, 32))
+    own = secateur.select_by_curves(scores, structure, made.losses("top1"), 0.3, "macs", multiple=2)
+    assert all(torch.equal(plan.keep[name], own.keep[name]) for name in own.keep) and plan.made["amounts"] == own.made["amounts"]
+    assert plan.cost["macs"][1] <= 0.7 * plan.cost["macs"][0] and plan.made["scope"] == "each" and plan.made["curves"] == "c.json"
+    assert (plan.made["criterion"], plan.made["contexts"], plan.made["amount"]) == ("fisher", "class", 0.3)
+    assert run(["explain", "out", "--unit", "0:1"]) == 0
+    assert run(pruning(**options, amount=None, budget="macs=1.0M", out="b")) == 0
+    assert secateur.read_plan("b").cost["macs"][1] <= 1e6
+    assert run(pruning(**options, amount=None, drop=100, of="macs", out="d")) == 0
+    assert len(secateur.read_plan("d").made["trials"]) == 7  # type: ignore[arg-type]
+
+
+def test_curves_of_a_graph_and_of_kinds_of_units(here: Path) -> None:
+    assert run(curving("--quiet", "--as-graph", "--units", "channel", "--exact")) == 0
+    assert run(pruning(criterion="magnitude", as_graph=True, units="channel", exact=True, curves="c.json", amount=0.2, quiet=True)) == 0
+    assert secateur.read_plan("out").made["as_graph"] is True
+
+
+def test_curves_that_prune_cannot_use_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(curving("--quiet")) == 0
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"criterion": "fisher"}, "of other scores. Give both commands the same --sensitivity"),
+        ({"multiple": 2}, "and --multiple"),
+        ({"scope": "layer"}, "Leave --scope out"),
+        ({"amount": None, "threshold": 0.1}, "Leave --threshold out"),
+        ({"schedule": "cubic"}, "Leave --schedule out"),
+        ({"curves": "w.safetensors"}, "w.safetensors"),
+        ({"curves": "nowhere"}, "nowhere cannot be read"),
+        ({"amount": None, "budget": "macs=1M, 5 KB"}, "The solver meets one budget"),
+    ]
+    for options, fact in cases:
+        capsys.readouterr()
+        assert run(pruning(**{"criterion": "magnitude", "curves": "c.json", "quiet": True, **options})) == 2
+        said = capsys.readouterr().err
+        assert fact in said and said.count("\n") == 1 and not (here / "out").exists()
+
+
 BAD = {
     "amounts that are none": (curving(amounts="0.5,x"), "fractions in 0..1"),
     "amounts of nothing": (curving(amounts="0"), "fractions in 0..1"),
@@ -86,6 +133,17 @@ def test_bad_input_is_one_line_and_writes_nothing(case: str, here: Path, capsys:
     assert run(words) == 2
     said = capsys.readouterr().err
     assert fact in said and said.count("\n") == 1 and [path for path in sorted(here.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_a_file_that_was_cut_off_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(curving("--quiet")) == 0
+    whole = (here / "c.json").read_text()
+    (here / "c.json").write_text(whole[: len(whole) // 2])
+    capsys.readouterr()
+    assert run(curving("--quiet")) == 2
+    assert "c.json has no curves of secateur, or not all (" in (said := capsys.readouterr().err) and "Delete it and measure again" in said
+    (here / "c.json").unlink()
+    assert run(curving("--quiet")) == 0 and (here / "c.json").read_text() == whole
 
 
 def test_curves_that_are_none_leave_the_report_as_it_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

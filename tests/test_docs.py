@@ -99,7 +99,8 @@ def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     batches = [(torch.randn(12, 1, 6, 6), torch.arange(12) % 3) for _ in range(3)]
     model = build()
     names = {
-        "model": model, "build": build, "train": train, "batches": batches, "test": batches, "example": batches[0][0],
+        "model": model, "build": build, "train": train, "batches": batches, "test": batches, "validation": batches,
+        "example": batches[0][0],
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
     }  # fmt: skip
     for snippet in snippets(ROOT / "README.md"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -298,6 +299,11 @@ def test_limits_are_remembered() -> None:
 GOOD = drawn(HIDDEN, 0)
 
 
+def grows(structure: Structure, keep: Mapping[str, Tensor]) -> float:
+    """A measured cost: what leaves makes it worse."""
+    return 100.0 + sum(int(mask.logical_not().sum()) for mask in keep.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
@@ -328,7 +334,10 @@ GOOD = drawn(HIDDEN, 0)
         ({"amount": {"macs": 0.5, "flops": 0.1}}, BadInput, "no cost 'flops'"),
         ({"budget": "100 B"}, BudgetUnreachable, "A budget of 100 bytes is out of reach: 120 stay at least"),
         ({"budget": "5 ms"}, BadInput, "no cost 'latency'. Choose .*Latency"),
-        ({"amount": 0.9, "least": 0.5}, BudgetUnreachable, r"at most 0\.48\d* of units"),
+        ({"amount": 0.9, "least": 0.5}, BudgetUnreachable, r"at most 0\.48\d* of units.*since least= let.*Ask for less, or relax least=\."),
+        ({"budget": "1 KB", "most": 0.1, "keep": ["h1"]}, BudgetUnreachable, "most= and keep= let no more leave.*or relax most= and keep="),
+        ({"amount": 0.05, "of": grows}, BudgetUnreachable, r"at most 0 of grows can.* \(131 are left then, 100 now\)"),
+        ({"budget": {"grows": 90}, "of": {"grows": grows}}, BudgetUnreachable, r"A budget of 90 grows.* \(131 are left then, 100 now\)"),
         ({"amount": 1.0}, BudgetUnreachable, r"at most 0\.9393 of units"),
         ({"amount": 0.99, "of": "macs"}, BudgetUnreachable, r"at most 0\.9\d+ of macs"),
     ],

@@ -92,3 +92,11 @@ def test_a_histogram_counts_only_what_lies_within() -> None:
 def test_more_than_there_are_is_refused(k: int) -> None:
     with pytest.raises(BadInput, match=f"The {k} smallest"):
         threshold({"a": torch.ones(1), "b": torch.ones(2)}, k)
+
+
+def test_whole_numbers_that_would_be_merged_are_refused() -> None:
+    exact = torch.tensor([2**53, 2**53 - 1, -(2**53), 3])
+    assert threshold(exact, 3).value == 2**53 - 1
+    for beyond in (2**53 + 1, -(2**53) - 1, -(2**63)):
+        with pytest.raises(BadInput, match="beyond 2\\^53"):
+            threshold(torch.tensor([beyond, 1]), 1)

@@ -118,3 +118,10 @@ def test_nothing_of_the_callers_changes():
     keep = all_kept(sc.layers(model, X))
     assert all(value.all() for value in keep.values()) and all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_without_residual_blocks_is_refused_in_the_words_of_layers() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    structure = sc.layers(model, torch.randn(2, 4))
+    with pytest.raises(sc.NothingToPrune, match=r"residual connection\)\. Prune other units of it instead: structure 'channels'"):
+        sc.select({}, structure, 0.5)

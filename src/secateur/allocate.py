@@ -14,13 +14,13 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from .budget import Budget, Of, Target, targets
+from .budget import Amount, Budget, Of, Target, targets
 from .cost import cost
 from .errors import BadInput, BudgetUnreachable
 from .floors import Limit
 from .path import first_met
 from .plan import Plan
-from .select import plain, select_each
+from .select import limits_told, plain, select_each
 from .structure import Structure, all_kept
 from .tree import Scores
 
@@ -39,6 +39,10 @@ def allocate(losses: Levels, costs: Levels, budget: float, buckets: int = BUCKET
     Raises BudgetUnreachable where even the cheapest levels cost more, and BadInput where losses and costs do not fit together.
     """
     check_levels(losses, costs)
+    if isinstance(budget, bool) or not math.isfinite(budget):
+        raise BadInput(f"The budget is the most that the costs may sum to, a finite number, but it is {budget!r}.")
+    if isinstance(buckets, bool) or not isinstance(buckets, int) or buckets < 1:
+        raise BadInput(f"buckets= must be a whole number of at least 1, but it is {buckets!r}. Try buckets={BUCKETS}.")
     cheapest = {layer: min(costs[layer].values()) for layer in losses}
     spare = budget - sum(cheapest.values())
     if spare < 0:
@@ -94,7 +98,7 @@ def select_by_curves(
     scores: Scores,
     structure: Structure,
     losses: Levels,
-    amount: float | None = None,
+    amount: Amount | None = None,
     of: Of = "macs",
     *,
     budget: Budget | None = None,
@@ -113,7 +117,7 @@ def select_by_curves(
     Raises BadInput, and BudgetUnreachable where the largest amounts of all curves do not meet the budget.
     """
     whole = all_kept(structure)
-    asked = targets(amount, budget, of, structure, whole)
+    asked = targets(amount, budget, of, structure, whole, limits_told(least, most, keep))
     if len(asked) != 1:
         raise BadInput(f"The solver meets one budget, but {len(asked)} were asked for. Give one amount or one budget.")
     target: Target = asked[0]

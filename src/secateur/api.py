@@ -17,7 +17,7 @@ from .budget import Amount, Budget, Of, absolute
 from .contexts import Keys
 from .cost import Cost, named
 from .criteria import Criterion
-from .drop import largest_within
+from .drop import dense_quality, largest_within
 from .errors import BadInput
 from .evaluate import evaluate
 from .floors import Limit
@@ -121,7 +121,8 @@ def prune(
         return at(amount)
     if validation is None or amount is not None or budget is not None or threshold is not None:
         raise BadInput("drop= finds the amount itself, on validation=. Give held-out batches, and no amount=, budget= or threshold=.")
-    dense = quality(model, validation, metric)
+    held_out = validation
+    dense = dense_quality(lambda: quality(model, held_out, metric), metric)
     largest = largest_within(at, lambda pruned: quality(pruned.model, validation, metric), dense, drop, progress=progress)
     return replace(largest.made, plan=largest.made.plan.note(**largest.said(drop, metric)))
 

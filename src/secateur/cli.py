@@ -28,6 +28,7 @@ from .cli_options import (
     Force,
     Loss,
     Model,
+    Multiple,
     Quiet,
     Samples,
     Seed,
@@ -157,11 +158,12 @@ def prune(
     contexts: Contexts = "batch",
     local: Annotated[str | None, typer.Option(metavar="0..1|rms", help="weight of local sensitivity; else rms by key, 0 by batch")] = None,
     scope: Annotated[str, typer.Option(metavar="NAME", help="global, layer, per-mac, per-ms, ...")] = "global",
-    multiple: Annotated[int, typer.Option(metavar="N", help="keep multiples of N units")] = 1,
+    multiple: Multiple = 1,
     least: Annotated[str, typer.Option(metavar="N", help="every group keeps: 4, 0.1 or name=4,..")] = "1",
     most: Annotated[str, typer.Option(metavar="N", help="may leave a group: 4, 0.5 or name=4,..")] = "1.0",
     keep: Annotated[str, typer.Option(metavar="NAME,..", help="groups left alone: conv1,layer3.*")] = "",
     sensitivity: Sensitivities = None,
+    curves: Annotated[Path | None, typer.Option(metavar="FILE", help="of secateur curves: each layer's share by its own")] = None,
     enough: Enough = None,
     units: Units = None,
     exact: Exact = False,
@@ -183,7 +185,7 @@ def prune(
     asked = Asked(
         model, data, out, amount, of, threshold, weights, example, loss, structure, criterion, contexts, local_in(local), scope, multiple,
         units, exact, as_graph, schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force, budget, drop,
-        least, most, keep, sensitivity, enough, tuple(sorted(name for name in context.params if written(context, name))),
+        least, most, keep, sensitivity, enough, tuple(sorted(name for name in context.params if written(context, name))), curves,
     )  # fmt: skip
     with bars(quiet) as bar:
         story = prune_into(asked, bar)
@@ -228,7 +230,12 @@ def curves(
     loss: Loss = None,
     structure: Structure = "channels",
     criterion: Criterion = "taylor",
+    contexts: Contexts = "batch",
     sensitivity: Sensitivities = None,
+    units: Units = None,
+    exact: Exact = False,
+    as_graph: AsGraph = False,
+    multiple: Multiple = 1,
     groups: Annotated[str | None, typer.Option(metavar="NAME,..", help="groups or patterns, else all")] = None,
     amounts: Annotated[str | None, typer.Option(metavar="A,..", help="removed of each, else 0.1 to 0.9")] = None,
     samples: Samples = 2048,
@@ -238,12 +245,14 @@ def curves(
 ) -> None:
     """Measure what each layer alone does to the accuracy as it loses units. Goes on after a stop from what FILE has."""
     one_of(structure, STRUCTURES, "structure")
-    at_least("samples", samples, 1), at_least("batch", batch, 1)
+    at_least("samples", samples, 1), at_least("batch", batch, 1), at_least("multiple", multiple, 1)
+    kinds = kinds_of(units, structure)
     refuse(out)
     with bars(quiet) as bar:
         made, page = curves_into(
-            out, model, data, weights, example, loss, structure, criterion, sensitivity, groups, amounts, samples, batch, seed, bar
-        )
+            out, model, data, weights, example, loss, structure, criterion, contexts, sensitivity, kinds, exact, as_graph, multiple, groups,
+            amounts, samples, batch, seed, bar,
+        )  # fmt: skip
     say(quiet, curves_table(made), f"written to {text(out)}; {text(page)} shows it, and secateur report FOLDER --curves {text(out)}")
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from .api import RUN, SCOPES_OF_A_RUN, STRUCTURES, scope_with_run, structure_of, with_run
 from .budget import Amount, Of, absolute, fraction, parts_of
+from .cli_curves import curves_in
 from .cli_measure import contexts_of
 from .cost import COSTS
 from .drop import points
@@ -71,6 +72,7 @@ class Asked:
     sensitivity: Path | None = None
     enough: float | None = None
     given: tuple[str, ...] = ()  # the options that were written, not left as they are
+    curves: Path | None = None
 
     @property
     def gradual(self) -> bool:
@@ -162,6 +164,8 @@ def check(asked: Asked) -> None:
     for option, given in (("sensitivity", asked.sensitivity), ("enough", asked.enough)):
         if asked.gradual and given is not None:
             raise BadInput(f"A gradual schedule measures anew in every round. Leave --{option} out, or give --schedule one-shot.")
+    if asked.curves is not None:
+        check_curves(asked)
     if asked.sensitivity is not None:
         check_measured(asked, read_sensitivity(asked.sensitivity))
     for name, value in (("multiple", asked.multiple), ("steps", asked.steps), ("samples", asked.samples), ("batch", asked.batch)):
@@ -210,6 +214,15 @@ def check_measured(asked: Asked, sensitivity: Sensitivity) -> None:
                 f"--{option} {asked_for} asks for a measurement, but {asked.sensitivity} is one (by {sensitivity.criterion}, "
                 f"{sensitivity.contexts}, {sensitivity.samples} samples). Leave out one of the two."
             )
+
+
+def check_curves(asked: Asked) -> None:
+    """Raises BadInput where the options ask for what the solver does not do, Unreadable for a file that is none of ours."""
+    assert asked.curves is not None
+    for option, given in (("threshold", asked.threshold is not None), ("scope", "scope" in asked.given), ("schedule", asked.gradual)):
+        if given:
+            raise BadInput(f"--curves shares one --amount, --budget or --drop among the layers. Leave --{option} out, or --curves.")
+    curves_in(asked.curves)
 
 
 def limit_of(text: str, option: str) -> Limit:

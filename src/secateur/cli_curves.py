@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from .api import structure_of
-from .cli_measure import of_model
-from .curves import AMOUNTS, Curves, curves
+from .cli_measure import contexts_of, of_model
+from .curves import AMOUNTS, Curves, curves, key_of
 from .errors import BadInput, Unreadable
+from .evaluate import named
 from .folders import write_text_atomic
 from .frontends.data import data_of
-from .journey import First, criterion_of, example_in, loss_of, machine, metrics_for, model_of
+from .journey import First, Metrics, criterion_of, example_in, loss_of, machine, metrics_for, model_of
 from .measure import measure
 from .progress import Bar
 from .report import Story, render
 from .sensitivity import merge
 from .sensitivity_file import read_sensitivity
+from .structure import Structure
+from .structure import as_graph as graph
 from .table import Table
 from .task import Task
+from .tree import Scores
 
 Stored = dict[str, tuple[dict[str, float], ...]]  # as a report tells them: each group's points, the whole model's first
 
@@ -31,7 +35,12 @@ def curves_into(
     loss: str | None,
     structure: str,
     criterion: str,
+    contexts: str,
     sensitivity: Path | None,
+    kinds: list[str] | None,
+    exact: bool,
+    as_graph: bool,
+    multiple: int,
     groups: str | None,
     amounts: str | None,
     samples: int,
@@ -41,17 +50,19 @@ def curves_into(
 ) -> tuple[Curves, Path]:
     """The curves, and the page beside `out` that shows them. What `out` has is not measured again. Raises BadInput, Unreadable."""
     steps = amounts_of(amounts)
-    chosen, lossy = criterion_of(criterion), loss_of(loss)
+    chosen, cut, lossy = criterion_of(criterion), contexts_of(contexts), loss_of(loss)
     net, splits = model_of(model, weights, seed), data_of(data, seed, batch)
-    found = structure_of(net, example_in(splits.train, example), structure)
+    inputs = example_in(splits.train, example)
+    net = graph(net, inputs) if as_graph else net
+    found = structure_of(net, inputs, structure, exact, kinds)
     if sensitivity is None:
-        measured = measure(Task(net, First(splits.train, samples), lossy, seed), found, chosen, progress=bar("measuring"))
+        measured = measure(Task(net, First(splits.train, samples), lossy, seed), found, chosen, cut, progress=bar("measuring"))
     else:
         measured = of_model(read_sensitivity(sensitivity), found, sensitivity)
     patterns = [part.strip() for part in groups.split(",")] if groups else ["*"]
     held_out = First(splits.validation, samples)
     metrics = metrics_for(net, splits.validation, lossy)
-    made = curves(net, found, merge(measured), held_out, metrics, steps, patterns, file=out, progress=bar("layer by layer"))
+    made = curves(net, found, merge(measured), held_out, metrics, steps, patterns, multiple, out, progress=bar("layer by layer"))
     page = out.with_suffix(".html")
     title = f"{model}, layer by layer"
     story = Story(title, Table({}, {}), machine=machine(), layer_curves=stored(made), notes=(f"Curves are on {data}'s validation split.",))
@@ -80,8 +91,25 @@ def stored(found: Curves) -> Stored:
 
 
 def read_curves(file: Path) -> Stored:
+    """As a report tells them. Raises Unreadable."""
+    return stored(curves_in(file))
+
+
+def losses_for(file: Path, structure: Structure, scores: Scores, metrics: Metrics, multiple: int) -> dict[str, dict[float, float]]:
+    """What the solver chooses by: of the first metric in the file. Raises Unreadable, and BadInput for curves of other scores."""
+    found = curves_in(file)
+    if found.key != key_of(structure, scores, [*named(metrics)], multiple):
+        raise BadInput(
+            f"{file} has curves of another model, of other units or of other scores. Give both commands the same --sensitivity (or "
+            "--criterion, --contexts, --samples, --batch and --seed), --loss, --structure, --units, --exact, --as-graph and --multiple, "
+            "and leave --local out."
+        )
+    return found.losses(next(iter(found.dense)))
+
+
+def curves_in(file: Path) -> Curves:
     """What `secateur curves --out` wrote. Raises Unreadable."""
     try:
-        return stored(Curves.from_json(file.read_text(encoding="utf-8")))
+        return Curves.from_json(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise Unreadable(f"{file} cannot be read: {error}. Make it with secateur curves ... --out {file}, or name another file.") from error

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from torch import nn
 
+from .allocate import select_by_curves
 from .api import quality, repaired
 from .budget import Amount
 from .cli_asked import Asked, Given, check, read, settings
+from .cli_curves import losses_for
 from .cli_explain import files_of
 from .cli_measure import Early, contexts_of, of_model
 from .cost import Cost
-from .drop import largest_within
+from .drop import dense_quality, largest_within
 from .errors import Unreadable
 from .evaluate import compare
 from .files import load, read_plan, save, write_text_atomic
@@ -80,12 +82,22 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
     scores = merge(sensitivity, asked.local)
     least, most, keep = asked.limits
 
+    made: dict[str, object] = {
+        "criterion": sensitivity.criterion, "contexts": sensitivity.contexts, "local": weight_of(sensitivity, asked.local),
+        "samples": sensitivity.samples, "exact": asked.exact, "units": asked.kinds, "as_graph": asked.as_graph,
+    }  # fmt: skip
+    losses = None if asked.curves is None else losses_for(asked.curves, given.structure, scores, given.metrics, asked.multiple)
+
     def plan_at(amount: Amount | None) -> Plan:
+        if losses is not None:
+            return select_by_curves(
+                scores, given.structure, losses, amount, given.of, budget=given.budget, multiple=asked.multiple, least=least, most=most,
+                keep=keep,
+            ).note(**made)  # fmt: skip
         return select(
             scores, given.structure, amount, given.of, given.scope, asked.threshold, asked.multiple, budget=given.budget, least=least,
-            most=most, keep=keep, criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=weight_of(sensitivity, asked.local),
-            samples=sensitivity.samples, exact=asked.exact, units=asked.kinds, as_graph=asked.as_graph,
-        )  # fmt: skip
+            most=most, keep=keep,
+        ).note(**made)  # fmt: skip
 
     plan = plan_at(given.amount) if asked.drop is None else within_drop(asked, given, plan_at, bar("finding the amount"))
     now = shrink(given.model, plan)
@@ -108,7 +120,7 @@ def within_drop(asked: Asked, given: Given, plan_at: Callable[[Amount | None], P
         repair = None if asked.repair == "none" else asked.repair
         return quality(repaired(now, given.model, given.measuring(asked), plan, repair), given.splits.validation, "top1")
 
-    dense = quality(given.model, given.splits.validation, "top1")
+    dense = dense_quality(lambda: quality(given.model, given.splits.validation, "top1"), "top1")
     largest = largest_within(plan_at, accuracy, dense, asked.drop, progress=tell)
     return largest.made.note(**largest.said(asked.drop, "top1"))
 

@@ -26,6 +26,7 @@ from .surgery import shrink
 from .tree import Scores
 
 VERSION = 1
+WAY_OUT = "Delete it and measure again, or name another file."
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Point = dict[str, float]  # metric -> value
 
@@ -56,18 +57,18 @@ class Curves:
         return json.dumps({"version": VERSION, "key": self.key, "dense": self.dense, "points": points}, indent=1)
 
     @staticmethod
-    def from_json(text: str) -> Curves:
-        """Raises Unreadable for a text that is none of ours."""
+    def from_json(text: str, name: str = "This text") -> Curves:
+        """Raises Unreadable, saying the text's name, for one that is none of ours."""
         try:
             raw = json.loads(text)
             if raw["version"] != VERSION:
-                raise Unreadable(f"These curves are of version {raw['version']}, but this is version {VERSION}. Measure them again.")
+                raise Unreadable(f"{name} has curves of version {raw['version']}, but this is version {VERSION}. {WAY_OUT}")
             points = {str(group): {float(amount): numbers(point) for amount, point in points} for group, points in raw["points"].items()}
             return Curves(numbers(raw["dense"]), points, str(raw["key"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, Unreadable):
                 raise
-            raise Unreadable(f"These are no curves of secateur ({type(error).__name__}: {error}). Measure them again.") from error
+            raise Unreadable(f"{name} has no curves of secateur, or not all ({type(error).__name__}: {error}). {WAY_OUT}") from error
 
 
 def curves(
@@ -119,7 +120,7 @@ def kept_in(file: str | Path | None, key: str) -> Curves:
     if file is None or not Path(file).exists():
         return Curves({}, {}, key)
     try:
-        found = Curves.from_json(Path(file).read_text(encoding="utf-8"))
+        found = Curves.from_json(Path(file).read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise Unreadable(f"{file} cannot be read: {error}. Name another file.") from error
     if found.key != key:

@@ -73,6 +73,17 @@ def largest_within(
     return Largest(made, amount, value, dense, tuple(tried))
 
 
+def dense_quality(value: Callable[[], float], metric: str) -> float:
+    """The whole model's quality. Raises BadInput, saying what a drop needs, where the data has no such metric."""
+    try:
+        return value()
+    except BadInput as error:
+        raise BadInput(
+            f"A drop is counted in points of {metric}, which needs class scores and one class a sample. {str(error).partition('. ')[0]}. "
+            "Give an amount, a budget or a threshold instead of a drop."
+        ) from error
+
+
 def points(drop: object) -> None:
     """Raises BadInput for what is no number of points."""
     if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop <= 100):

@@ -78,7 +78,7 @@ def select(
     whole = all_of(structure)
     before = whole if within is None else earlier(within, structure)
     stay = floors(structure.groups, least, most, keep)
-    asked = targets(amount, budget, of, structure, whole)
+    asked = targets(amount, budget, of, structure, whole, limits_told(least, most, keep))
     ranking = ranked(scores, before, scope, structure)
     if countable(structure, asked, multiple):
         kept, cut = (

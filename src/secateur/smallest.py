@@ -20,6 +20,7 @@ from .errors import BadInput
 
 DIGIT = 11  # bits a pass
 BINS = 1 << DIGIT
+WHOLE = 1 << 53  # up to which float64 has every whole number
 CHUNK = 1 << 19  # scores at a time: what a pass takes beside them is a few MB
 
 Parts = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
@@ -141,7 +142,15 @@ def float_of(key: int, bits: int) -> float:
 
 
 def bits_of(parts: Sequence[Tensor]) -> int:
-    """Bits of the type that holds all of them exactly: 32 for floats of up to 32, else 64."""
+    """Bits of the float that holds all of them exactly: 32 for floats of up to 32, else 64.
+
+    Raises BadInput for whole numbers beyond 2^53, which float64 does not tell apart.
+    """
+    for part in parts:
+        if not part.is_floating_point() and part.element_size() == 8 and part.numel():
+            least, most = (int(end) for end in part.aminmax())
+            if max(-least, most) > WHOLE:
+                raise BadInput(f"Some scores are whole numbers beyond 2^53 ({least} to {most}), which are not told apart. Scale them.")
     small = all(part.is_floating_point() and part.element_size() <= 4 for part in parts)
     return 32 if small else 64
 

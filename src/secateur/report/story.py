@@ -103,6 +103,9 @@ class Story:
             raise Unreadable(f"This is not a report's story that Secateur wrote: {error}. Prune again to have a new one.") from error
 
 
+APART = ("layer", "each")  # scopes in which a group's units compete with each other only
+
+
 def story_of(
     plan: Plan,
     sensitivity: Measured | None = None,
@@ -127,14 +130,14 @@ def story_of(
     by_rounds: the scores are those of the first of several rounds. The later ones decided by others, so that there is no one cut in these,
     and what local sensitivity protected cannot be told from them.
     scoped: what the plan's scope makes of scores; without it units are compared as they scored.
-    Units are compared within their group where the plan's scope is "layer", and all together elsewhere.
+    Units are compared within their group where the plan's scope is "layer" or "each", and all together elsewhere.
     """
     scope = plan.made.get("scope", "global")
-    compared = scoped if scoped and scope not in ("global", "layer") else lambda values: values
+    compared = scoped if scoped and scope not in ("global", *APART) else lambda values: values
     scores = {} if scores is None else {name: plain(value) for name, value in compared(scores).items()}
     keep = {name: value.cpu().flatten() for name, value in plan.keep.items()}
     groups = [name for name in keep if name in scores]
-    pools = [[name] for name in groups] if scope == "layer" else [groups]
+    pools = [[name] for name in groups] if scope in APART else [groups]
     sides = tuple(one_side(values, compared) for values in ([sensitivity.global_, sensitivity.local] if sensitivity else []))
     told: dict[str, tuple[Reasons, Layer]] = {}
     for pool in pools:

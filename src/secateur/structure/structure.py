@@ -107,15 +107,22 @@ class Structure(Protocol):
         """New values of the attributes ("module.attribute") that the Python code of the model keeps sizes in."""
 
 
+WITHOUT = {  # a unit, and frozen ones: what a model does not have
+    "channels": "no dimension of its weights is a channel",
+    "layers": "no module of it is skipped by a residual connection",
+}
+
+
 def check_prunable(structure: Structure) -> None:
     """Raises NothingToPrune, with the reasons, where no unit may be removed."""
     if not structure.groups:
         reasons = (
             "; ".join(f"{name}: {group.frozen}" for name, group in list(structure.frozen.items())[:3])
-            or "no dimension of its weights is a channel"
+            or WITHOUT.get(structure.kind, "nothing in it is a unit")
         )
         fixed = any("fixed in the code" in group.frozen or "AssertionError" in group.frozen for group in structure.frozen.values())
-        way = "Try as_graph=True, where sizes in the code follow" if fixed else "Prune its connections instead: structure 'weights'"
+        other = "structure 'channels' or 'weights'" if structure.kind == "layers" else "structure 'weights'"
+        way = "Try as_graph=True, where sizes in the code follow" if fixed else f"Prune other units of it instead: {other}"
         raise NothingToPrune(f"The model has no unit that may be removed ({reasons}). {way}.")
 
 
