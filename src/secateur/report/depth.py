@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -206,9 +206,11 @@ def sure(kept: Tensor | None, sensitivity: Measured, names: list[str], units: in
         ordered = values.sort().values
         edge = (ordered[gone - 1] + ordered[gone]) / 2
         near = int(((values - edge).abs() < error).sum())
-    halves = (None, None, None) if agreed is None else (agreed.amount, agreed.agreement, agreed.correlation)
-    unknown = "" if sensitivity.error else why_unknown(sensitivity)
-    return Sure(sensitivity.criterion, sensitivity.contexts, sensitivity.count, sensitivity.samples, units, near, *halves, unknown=unknown)
+    found = Sure(sensitivity.criterion, sensitivity.contexts, sensitivity.count, sensitivity.samples, units, near)
+    found = replace(found, unknown="" if sensitivity.error else why_unknown(sensitivity))
+    if agreed is None:
+        return found
+    return replace(found, amount=agreed.amount, agreement=agreed.agreement, correlation=agreed.correlation)
 
 
 def why_unknown(sensitivity: Measured) -> str:
