@@ -135,6 +135,21 @@ def test_how_sure_it_is_counts_the_units_near_the_edge() -> None:
     assert "agree on 80 % of what would leave at 50 % (33 % by chance)" in text
     bare = replace(sensitivity, error=None, stability=None)
     assert "its error" in render(story_of(plan, bare)) and "near the edge" not in render(story_of(plan, bare))
+    assert "its error" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "no context came in two pieces"),
+        ({"keys": {}, "contexts": "batch", "count": 1}, "there was one context, or the criterion makes one score of all the data"),
+        ({"keys": {}, "contexts": "batch", "count": 1, "samples": 0}, "the criterion needs no data"),
+    ],
+)
+def test_why_the_error_is_not_known_is_said(changes: dict[str, object], says: str) -> None:
+    plan, sensitivity, _ = made()
+    text = render(story_of(plan, replace(sensitivity, error=None, stability=None, **changes)))  # type: ignore[arg-type]
+    assert f"is not known: {says}" in text
 
 
 def test_without_keys_it_says_some_of_the_data() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -88,6 +88,7 @@ class Sure:
     """What was seen, and how far it can be relied on: agreement and correlation of two halves of the data, at the amount removed.
 
     near: units within one standard error of the edge, if as many were removed by global sensitivity alone.
+    unknown: why there is no error.
     """
 
     criterion: str
@@ -99,6 +100,7 @@ class Sure:
     amount: float | None = None
     agreement: float | None = None
     correlation: float | None = None
+    unknown: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,8 +206,19 @@ def sure(kept: Tensor | None, sensitivity: Measured, names: list[str], units: in
         ordered = values.sort().values
         edge = (ordered[gone - 1] + ordered[gone]) / 2
         near = int(((values - edge).abs() < error).sum())
-    halves = (None, None, None) if agreed is None else (agreed.amount, agreed.agreement, agreed.correlation)
-    return Sure(sensitivity.criterion, sensitivity.contexts, sensitivity.count, sensitivity.samples, units, near, *halves)
+    found = Sure(sensitivity.criterion, sensitivity.contexts, sensitivity.count, sensitivity.samples, units, near)
+    found = replace(found, unknown="" if sensitivity.error else why_unknown(sensitivity))
+    if agreed is None:
+        return found
+    return replace(found, amount=agreed.amount, agreement=agreed.agreement, correlation=agreed.correlation)
+
+
+def why_unknown(sensitivity: Measured) -> str:
+    if not sensitivity.samples:
+        return "the criterion needs no data"
+    if sensitivity.keys:
+        return "no context came in two pieces, so there are no halves of the data to compare"
+    return "there was one context, or the criterion makes one score of all the data"
 
 
 def share_of(values: Tensor, which: Tensor) -> float:
