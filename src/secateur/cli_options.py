@@ -17,7 +17,7 @@ Data = Annotated[str, typer.Option(metavar="DATA", help="f.py:name, folder:PATH,
 Loss = Annotated[str | None, typer.Option(metavar="F.PY:NAME", help="loss(outputs, targets), else cross entropy")]
 Structure = Annotated[str, typer.Option(metavar="NAME", help=" or ".join(STRUCTURES))]
 Criterion = Annotated[str, typer.Option(metavar="NAME", help="fisher, magnitude, ... or f.py:name")]
-Contexts = Annotated[str, typer.Option(metavar="NAME", help=", ".join(CONTEXTS) + ", or f.py:name: batch -> keys")]
+Contexts = Annotated[str, typer.Option(metavar="NAME", help=", ".join(CONTEXTS) + " or f.py:name")]
 Example = Annotated[str | None, typer.Option(metavar="SIZES", help="of the inputs: 1,3,32,32; else from the data")]
 Exact = Annotated[bool, typer.Option("--exact", help="leave groups whole that shrink only nearly exactly")]
 Units = Annotated[str | None, typer.Option(metavar="KIND,..", help="kinds that may leave: channel, head, head-dimension, ...")]
