@@ -33,7 +33,7 @@ from secateur.memory import STEADY
 
 FEW, MANY = 64, 4096
 MEMORY, IMPORT = 1.05, 0.3  # of the peak for few images; seconds
-BESIDE = 64  # samples that others are timed on
+BESIDE = 16  # samples that others are timed on
 LONG = 10  # times plain forward and backward: what takes longer is timed once
 CLOSE = 1e-3  # of the largest number: so near must others come to be timed at all
 MEASURED = {  # contexts, structure, criterion -> batch size of the memory test: of 64 images in ten classes, each fills a batch of 4

@@ -23,7 +23,7 @@ Exact = Annotated[bool, typer.Option("--exact", help="leave groups whole that sh
 Units = Annotated[str | None, typer.Option(metavar="KIND,..", help="kinds that may leave: channel, head, head-dimension, ...")]
 AsGraph = Annotated[bool, typer.Option("--as-graph", help="export it first: sizes in its code follow, too")]
 Multiple = Annotated[int, typer.Option(metavar="N", help="keep multiples of N units")]
-Samples = Annotated[int, typer.Option(metavar="N", help="training samples to measure on, in whole batches")]
+Samples = Annotated[int, typer.Option(metavar="N", help="training samples, in whole batches")]
 Batch = Annotated[int, typer.Option(metavar="N", help="samples a batch")]
 Seed = Annotated[int, typer.Option(metavar="N", help="of splits, order and chance", callback=seed_in_range)]
 Force = Annotated[bool, typer.Option("--force", help="replace a folder that is not ours")]

@@ -94,7 +94,7 @@ class Explanation:
             ("  next to go: " if self.kept else "  had it stayed, next to go: ") + "; ".join(map(named, self.instead[:NAMED]))
             if self.instead
             else "",
-            "  leaves with it: " + ", ".join(f"{tensor} [{dim}]" for tensor, dim in self.members) if self.members else "",
+            "  leaves with it: " + ", ".join(f"{tensor} (dimension {dim})" for tensor, dim in self.members) if self.members else "",
             *(f"    through {place}" for place in self.through),
             *(f"  note: {note}" for note in self.notes),
         ]

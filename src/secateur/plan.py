@@ -45,6 +45,10 @@ class Plan:
     divided: tuple[tuple[str, int], ...] = ()
     skipped: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """A line: tensors of kept units fill pages."""
+        return f"Plan({self.structure}: " + ", ".join(f"{what} {a:,.0f} -> {b:,.0f}" for what, (a, b) in self.cost.items()) + ")"
+
     def gone(self, name: str) -> bool:
         """Whether this parameter or buffer leaves with its whole module."""
         return any(name.startswith(f"{path}.") for path in self.skipped)
