@@ -224,7 +224,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
         )  # fmt: skip
     bar("comparing on the test split")
     table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
-    table = replace(table, notes=(*table.notes, *nearly_empty(found.plan)))
+    table = replace(table, notes=(*table.notes, *remarks(found.plan)))
     notes = [*found.notes, *([CURVE] if curve else [])]
     local = weight_of(found.sensitivity, asked.local)
     return story_of(
@@ -239,13 +239,28 @@ def one_cost(asked: Asked, given: Given) -> str | Cost:
     return given.of.get(asked.of, asked.of) if isinstance(given.of, Mapping) else given.of
 
 
+def remarks(plan: Plan) -> list[str]:
+    """Sentences about what a user might not expect of the plan."""
+    said = []
+    if not any(gone for gone, _ in plan.removed().values()):
+        said.append("Nothing was removed: what was asked for is met as the model is.")
+    dense, reached = plan.made.get("dense"), plan.made.get("reached")
+    if plan.made.get("drop") is not None and isinstance(dense, float) and isinstance(reached, float):
+        said.append(
+            f"Chosen on the validation split: {plan.made.get('amount')} of {plan.made.get('of')}, at {100 * reached:.2f} of "
+            f"{100 * dense:.2f} {plan.made.get('metric')}; the table is of the test split."
+        )
+    return [*said, *nearly_empty(plan)]
+
+
 def nearly_empty(plan: Plan) -> list[str]:
     """A sentence about the groups of which hardly anything is left, where there are any."""
     thin = plan.thin()
     if not thin:
         return []
     named = ", ".join(f"{name} {left} of {size}" for name, (left, size) in list(thin.items())[:3]) + (", ..." if len(thin) > 3 else "")
-    return [f"Less than a tenth is left of {len(thin)} groups ({named}). If the accuracy falls, try --scope layer or another --criterion."]
+    way = "If the accuracy falls, try --least 0.1, --scope per-mac or another --criterion."
+    return [f"Less than a tenth is left of {len(thin)} groups ({named}). {way}"]
 
 
 def write(asked: Asked, given: Given, found: Found, story: Story) -> None:
