@@ -85,8 +85,8 @@ def prune(
     structure: "channels" or "layers" (really smaller), "weights" (zeros at the old size), or a Structure made before.
     criterion, contexts: how importance is measured, and on which pieces of the data: "batch", "sample", "class", or a function
         batch -> keys, as in `measure`.
-    local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global, or "rms", as in `merge`; None:
-        "rms" where contexts have keys (classes, say), else 0.
+    local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global, or "rms", as in `merge`;
+        None: 0.
     amount, of: the fraction to remove of "units", "parameters", "macs", "bytes", "activations" (at their peak, on the example) or "latency"
         (milliseconds on this machine, of the example); or a fraction of each of several: {"macs": 0.5, "latency": 0.2}.
     budget: the most that may be left: "7 MB", "3 M parameters", "macs=30 M, 5 ms". threshold: remove all units scored below.
