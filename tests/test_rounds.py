@@ -136,7 +136,9 @@ def test_bad_schedules_say_so(options, words):
         next(sc.rounds(residual(), data[0][0], data, F.cross_entropy, **{"amount": 0.5, **options}))
 
 
-@pytest.mark.parametrize(("contexts", "local", "rule"), [("class", None, 0.0), ("class", "rms", "rms"), ("batch", None, 0.0), ("class", 0.3, 0.3)])
+@pytest.mark.parametrize(
+    ("contexts", "local", "rule"), [("class", None, 0.0), ("class", "rms", "rms"), ("batch", None, 0.0), ("class", 0.3, 0.3)]
+)
 def test_a_plan_tells_the_rule_that_merged_global_and_local(tmp_path, contexts, local, rule):
     model, data = residual(), batches()
     options = {"amount": 0.3, "steps": 2, "contexts": contexts, "local": local, "checkpoint": tmp_path}
