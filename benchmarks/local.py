@@ -158,16 +158,23 @@ def plan_by(way: Way, net: Net, amount: float, seed: int) -> tuple[sc.Plan, nn.M
 
 def by_class(model: nn.Module, data: Batches) -> dict[str, float]:
     """The accuracy of every class."""
+    return of_classes(*answers(model, data))
+
+
+def answers(model: nn.Module, data: Batches) -> tuple[Tensor, Tensor]:
+    """Whether each sample is told right, and its class."""
     with torch.inference_mode():
         right = torch.cat([model(x).argmax(1) == y for x, y in data]).cpu()
-    labels = torch.cat([y for _, y in data]).cpu()
+    return right, torch.cat([y for _, y in data]).cpu()
+
+
+def of_classes(right: Tensor, labels: Tensor) -> dict[str, float]:
     return {str(int(label)): float(right[labels == label].double().mean()) for label in labels.unique()}
 
 
 def told(model: nn.Module, data: Batches) -> dict[str, float]:
-    with torch.inference_mode():
-        right = torch.cat([model(x).argmax(1) == y for x, y in data])
-    return {"top1": float(right.double().mean()), "worst": min(by_class(model, data).values())}
+    right, labels = answers(model, data)
+    return {"top1": float(right.double().mean()), "worst": min(of_classes(right, labels).values())}
 
 
 # rows and page --------------------------------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_bad_schedules_say_so(options, words):
 
 
 @pytest.mark.parametrize(
-    ("contexts", "local", "rule"), [("class", None, 0.0), ("class", "rms", "rms"), ("batch", None, 0.0), ("class", 0.3, 0.3)]
+    ("contexts", "local", "rule"), [("class", 0.0, 0.0), ("class", "rms", "rms"), ("batch", 0.0, 0.0), ("class", 0.3, 0.3)]
 )
 def test_a_plan_tells_the_rule_that_merged_global_and_local(tmp_path, contexts, local, rule):
     model, data = residual(), batches()

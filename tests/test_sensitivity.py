@@ -365,7 +365,7 @@ def test_a_score_that_is_not_finite_names_the_class() -> None:
         measure(task, structure, mine, contexts="class")
 
 
-@pytest.mark.parametrize("local", [-0.1, 1.1, float("nan"), "0.5", True])
+@pytest.mark.parametrize("local", [-0.1, 1.1, float("nan"), "0.5", True, None])
 def test_a_weight_outside_its_range_is_said(local: object) -> None:
     task, structure = toy()
     with pytest.raises(BadInput, match=r"0\.\.1"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
@@ -27,7 +28,7 @@ from .plan import Plan
 from .repair import reestimate
 from .scope import Scope, per
 from .select import select
-from .sensitivity import Sensitivity, merge, weight_of
+from .sensitivity import Sensitivity, merge
 from .structure import Channels, Structure, layers, weights
 from .structure import as_graph as graph
 from .structure import channels as traced_channels
@@ -58,7 +59,7 @@ def prune(
     structure: str | Structure = "channels",
     criterion: str | Criterion = "taylor",
     contexts: str | Keys = "batch",
-    local: float | str | None = None,
+    local: float | str = 0.0,
     amount: Amount | None = None,
     of: Of = "units",
     budget: Budget | None = None,
@@ -85,8 +86,7 @@ def prune(
     structure: "channels" or "layers" (really smaller), "weights" (zeros at the old size), or a Structure made before.
     criterion, contexts: how importance is measured, and on which pieces of the data: "batch", "sample", "class", or a function
         batch -> keys, as in `measure`.
-    local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global, or "rms", as in `merge`;
-        None: 0.
+    local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global, or "rms", as in `merge`.
     amount, of: the fraction to remove of "units", "parameters", "macs", "bytes", "activations" (at their peak, on the example) or "latency"
         (milliseconds on this machine, of the example); or a fraction of each of several: {"macs": 0.5, "latency": 0.2}.
     budget: the most that may be left: "7 MB", "3 M parameters", "macs=30 M, 5 ms". threshold: remove all units scored below.
@@ -112,7 +112,7 @@ def prune(
     def at(amount: Amount | None) -> Pruned:
         plan = select(
             scores, found, amount, of, scope, threshold, multiple, budget=budget, least=least, most=most, keep=keep,
-            criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=weight_of(sensitivity, local),
+            criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=local,
             samples=sensitivity.samples, repair=repair, exact=exact, as_graph=as_graph, seed=seed,
         )  # fmt: skip
         return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, found, sensitivity, scores)
@@ -121,9 +121,9 @@ def prune(
         return at(amount)
     if validation is None or amount is not None or budget is not None or threshold is not None:
         raise BadInput("drop= finds the amount itself, on validation=. Give held-out batches, and no amount=, budget= or threshold=.")
-    held_out = validation
-    dense = dense_quality(lambda: quality(model, held_out, metric), metric)
-    largest = largest_within(at, lambda pruned: quality(pruned.model, validation, metric), dense, drop, progress=progress)
+    reached = partial(quality, data=validation, metric=metric)
+    dense = dense_quality(lambda: reached(model), metric)
+    largest = largest_within(at, lambda pruned: reached(pruned.model), dense, drop, progress=progress)
     return replace(largest.made, plan=largest.made.plan.note(**largest.said(drop, metric)))
 
 

@@ -156,7 +156,7 @@ def prune(
     structure: Structure = "channels",
     criterion: Criterion = "taylor",
     contexts: Contexts = "batch",
-    local: Annotated[str | None, typer.Option(metavar="0..1|rms", help="weight of local sensitivity, else 0")] = None,
+    local: Annotated[str, typer.Option(metavar="0..1|rms", help="the weight of local sensitivity")] = "0",
     scope: Annotated[str, typer.Option(metavar="NAME", help="global, layer, per-mac, per-ms, ...")] = "global",
     multiple: Multiple = 1,
     least: Annotated[str, typer.Option(metavar="N", help="every group keeps: 4, 0.1 or name=4,..")] = "1",

@@ -47,7 +47,7 @@ class Asked:
     structure: str
     criterion: str
     contexts: str
-    local: float | str | None
+    local: float | str
     scope: str
     multiple: int
     units: str | None
@@ -184,9 +184,9 @@ def check(asked: Asked) -> None:
         check_rounds(asked)
 
 
-def local_in(text: str | None) -> float | str | None:
+def local_in(text: str) -> float | str:
     """The weight of local sensitivity that the option gives. Raises BadInput."""
-    if text is None or text == "rms":
+    if text == "rms":
         return text
     try:
         share = float(text)

@@ -31,7 +31,7 @@ from .progress import Bar, Tell, silent
 from .report import Story, render, story_of
 from .rounds import round_folder, rounds
 from .select import ranked, select
-from .sensitivity import Sensitivity, merge, weight_of
+from .sensitivity import Sensitivity, merge
 from .sensitivity_file import read_sensitivity
 from .structure import all_kept
 from .surgery import shrink
@@ -83,7 +83,7 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
     least, most, keep = asked.limits
 
     made: dict[str, object] = {
-        "criterion": sensitivity.criterion, "contexts": sensitivity.contexts, "local": weight_of(sensitivity, asked.local),
+        "criterion": sensitivity.criterion, "contexts": sensitivity.contexts, "local": asked.local,
         "samples": sensitivity.samples, "exact": asked.exact, "units": asked.kinds, "as_graph": asked.as_graph,
     }  # fmt: skip
     losses = None if asked.curves is None else losses_for(asked.curves, given.structure, scores, given.metrics, asked.multiple)
@@ -217,7 +217,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     curve: dict[str, list[dict[str, float]]] = {}
     if asked.curve:
         label = found.sensitivity.criterion if asked.sensitivity else asked.criterion
-        label += f", local {weight}" if (weight := weight_of(found.sensitivity, asked.local)) else ""
+        label += f", local {asked.local}" if asked.local else ""
         curve = curve_of(
             given.model, First(given.splits.validation, asked.curve), {label: found.scores}, given.measuring(asked), given.loss,
             given.structure, one_cost(asked, given), given.scope, given.metrics, asked.seed, tell=bar("curve of accuracy"),
@@ -226,9 +226,8 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
     table = replace(table, notes=(*table.notes, *remarks(found.plan)))
     notes = [*found.notes, *([CURVE] if curve else [])]
-    local = weight_of(found.sensitivity, asked.local)
     return story_of(
-        found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=local,
+        found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=asked.local,
         title=f"{asked.model}, pruned", machine=machine(), notes=notes, by_rounds=asked.gradual,
         scoped=lambda values: ranked(values, all_kept(given.structure), given.scope, given.structure),
     )  # fmt: skip

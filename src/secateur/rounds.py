@@ -26,7 +26,7 @@ from .plan import Plan
 from .schedule import SCHEDULES, Schedule
 from .scope import Scope
 from .select import plain, plan_of, select
-from .sensitivity import Sensitivity, merge, weight_of
+from .sensitivity import Sensitivity, merge
 from .structure import Channels, Structure, all_kept
 from .structure import as_graph as graph
 from .structure.cut import twin
@@ -78,7 +78,7 @@ def rounds(
     structure: str = "channels",
     criterion: str | Criterion = "taylor",
     contexts: str | Keys = "batch",
-    local: float | str | None = None,
+    local: float | str = 0.0,
     of: str = "units",
     scope: str | Scope = "global",
     multiple: int = 1,
@@ -123,8 +123,7 @@ def rounds(
         gone = final * shares[number - 1]
         sensitivity = measure(Task(now, data, loss, seed), found, criterion, contexts, progress=progress)
         scores = merge(sensitivity, local)
-        seen = {"samples": sensitivity.samples, "local": weight_of(sensitivity, local)}  # None is no rule to go by
-        made: dict[str, object] = {**settings, **seen, "round": number, "final": amount, "amount": gone}
+        made: dict[str, object] = {**settings, "round": number, "samples": sensitivity.samples, "final": amount, "amount": gone}
         if structure == "weights":
             whole = cut = select(scores, found, gone, of, scope, multiple=multiple, within=there, least=stay).note(**made)
             there = whole.keep

@@ -287,25 +287,15 @@ def joined(a: Sums, b: Sums) -> Sums:
     return {**one, **{key: tree.add(a[key], b[key]) for key in a.keys() & b.keys()}}
 
 
-def merge(sensitivity: Sensitivity, local: float | str | None = None) -> Scores:
+def merge(sensitivity: Sensitivity, local: float | str = 0.0) -> Scores:
     """One score a unit, of global and local sensitivity.
 
-    None                0
     a number in 0..1    (1 - local) global + local l / sum |l|: 0 ranks by the whole data, 1 by the context that needs a unit most
     "rms"               sqrt(mean over c of n_c^2) = sqrt(global^2 + spread^2): between the two, what several contexts need counts more
                         than what one of them does, and what some need much more than what all need a little
     """
-    local = weight_of(sensitivity, local)
     if local == "rms":
         return tree.apply(torch.hypot, sensitivity.global_, sensitivity.spread)
-    assert not isinstance(local, str)
-    return tree.add(tree.scale(sensitivity.global_, 1 - local), tree.scale(normalised(sensitivity.local), local))
-
-
-def weight_of(sensitivity: Sensitivity, local: float | str | None) -> float | str:
-    """The weight of local sensitivity that `merge` goes by. Raises BadInput for what is none."""
-    if local is None:
-        return 0.0
-    if local != "rms" and (isinstance(local, (bool, str)) or not 0 <= local <= 1):
+    if isinstance(local, bool) or not isinstance(local, (int, float)) or not 0 <= local <= 1:
         raise BadInput(f'The weight of the local sensitivity must be in 0..1, or "rms", but it is {local!r}. Try local=0.3.')
-    return local
+    return tree.add(tree.scale(sensitivity.global_, 1 - local), tree.scale(normalised(sensitivity.local), local))
