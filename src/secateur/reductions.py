@@ -190,7 +190,7 @@ def magnitude(scores: Mapping[str, Tensor]) -> float:
     return absolute_sum(list(scores.values()))
 
 
-def normalised(scores: Scores) -> Scores:
-    """s / sum |s|; all zeros stay zeros."""
-    total = magnitude(scores) or 1.0
+def normalised(scores: Scores, total: float | None = None) -> Scores:
+    """s / sum |s|, total, where that is known; all zeros stay zeros."""
+    total = (magnitude(scores) if total is None else total) or 1.0
     return tree.apply(lambda value: value / total, scores)

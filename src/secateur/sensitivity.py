@@ -110,11 +110,11 @@ class Collector:
         if number is None:
             number = self.seen if key is None else self.parts[key]
         context = f"context {number}" if key is None else f"the context {key}"
-        scores = self.checked(scores, context)
+        scores, total = self.checked(scores, context)
         self.types = {name: value.dtype for name, value in scores.items()}
         self.samples, self.seen = self.samples + samples, self.seen + 1
         if key is None:
-            shares = normalised(scores)
+            shares = normalised(scores, total)
             self.stream.add(shares, number)
             if number % 2 == 0:
                 self.even.add(shares)
@@ -205,12 +205,13 @@ class Collector:
 
     def sensitivity(self, amount: float = 0.5) -> Sensitivity:
         """What came so far, and how sure it is about the units that leave at `amount`. Raises BadInput where nothing came."""
-        keys = {key: normalised(scores) for key, scores in sorted(joined(*self.sums).items(), key=lambda item: natural(item[0]))}
+        keys: dict[str, Scores] = {}
         reductions = self.stream
-        if keys:
-            reductions = Reductions(self.local, self.seed, limit=len(keys))
-            for scores in keys.values():
-                reductions.add(scores)
+        if self.parts:
+            reductions = Reductions(self.local, self.seed, limit=len(self.parts))
+            for key in sorted(self.parts, key=natural):
+                keys[key] = self.typed(normalised(self.of_key(key)))
+                reductions.add(keys[key])
         if not reductions.count:
             raise BadInput(f"The criterion {self.criterion} yielded no scores. Give it data, or yield once for every batch of task.data.")
         halves, count = self.halves(), reductions.count
@@ -230,7 +231,7 @@ class Collector:
             samples=self.samples,
             local_by=self.local if isinstance(self.local, str) else float(self.local),
             error=None if error is None else self.plain(error),
-            stability=self.stability(amount) if halves else None,
+            stability=self.agreed(halves, amount),
             digest=self.structure.digest,
         )
 
@@ -240,24 +241,41 @@ class Collector:
         if not self.parts:
             odd = self.stream.average.without(self.even)
             return (self.even.mean, odd.mean) if self.even.count and odd.count else None
-        means = Mean(), Mean()
-        for key in sorted(self.sums[0].keys() & self.sums[1].keys()):
-            for mean, sums in zip(means, self.sums):
-                mean.add(normalised(sums[key]))
-        return (means[0].mean, means[1].mean) if means[0].count else None
+        both = sorted(self.sums[0].keys() & self.sums[1].keys())
+        if not both:
+            return None
+        first, second = (tree.apply(torch.zeros_like, sums[both[0]]) for sums in self.sums)
+        for mean, sums in zip((first, second), self.sums):
+            for key in both:
+                share = 1 / (magnitude(sums[key]) or 1.0) / len(both)
+                for name, value in sums[key].items():
+                    mean[name].add_(value, alpha=share)
+        return first, second
+
+    def of_key(self, key: str) -> Scores:
+        """The sum of all its parts."""
+        there = [half[key] for half in self.sums if key in half]
+        return tree.add(*there) if len(there) > 1 else there[0]
 
     def stability(self, amount: float) -> Stability | None:
         """None where a half of the contexts is still missing, or where the model is sharded."""
-        halves = self.halves()
+        return self.agreed(self.halves(), amount)
+
+    def agreed(self, halves: tuple[Scores, Scores] | None, amount: float) -> Stability | None:
         if halves is None or any(is_sharded(value) for value in halves[0].values()):
             return None
         return stability(*halves, amount)
+
+    def typed(self, scores: Scores) -> Scores:
+        """In the type that the scores came in."""
+        return {name: value.to(self.types[name]) for name, value in scores.items()}
 
     def plain(self, scores: Scores) -> Scores:
         """In the type that the scores came in, on the CPU; of shards, this process's part."""
         return {name: local(value).detach().to("cpu", self.types[name], copy=True) for name, value in scores.items()}
 
-    def checked(self, scores: Mapping[str, Tensor], context: str) -> Scores:
+    def checked(self, scores: Mapping[str, Tensor], context: str) -> tuple[Scores, float]:
+        """The scores, and the sum of their magnitudes."""
         for name, group in self.structure.groups.items():
             value = scores.get(name) if isinstance(scores, Mapping) else None
             if not isinstance(value, Tensor) or tuple(value.shape) != group.shape:
@@ -267,13 +285,14 @@ class Collector:
                     "Yield one number for every unit."
                 )
         result = {name: plain(scores[name]) for name in self.structure.groups}
-        if not math.isfinite(magnitude(result)):
+        total = magnitude(result)
+        if not math.isfinite(total):
             name = next(name for name, value in result.items() if not torch.isfinite(value).all())
             raise BadInput(
                 f"The criterion {self.criterion} gave a score that is not finite in {context} (group {name}). "
                 "Look at that data and at the weights, or choose another criterion."
             )
-        return result
+        return result, total
 
 
 FLOATS = {"float32": torch.float32, "float64": torch.float64}  # that scores come in

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import tree
 from .smallest import smallest
 
-SAMPLED = 1 << 20  # units that ranks are compared over; of more, every so many-th
+SAMPLED = 1 << 18  # units that are compared; of more, every so many-th
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Stability:
     amount: the share of all units that is removed, those of the lowest global sensitivity, to look at the agreement there.
     agreement: |A and B| / |A or B| (Jaccard, 1901) of what either half would remove: 1 is the same, and amount / (2 - amount) is chance.
     correlation: of the ranks of all units (Spearman, 1904).
-    The whole of the data is twice as much as a half, so both are what can be counted on at least.
+    The whole of the data is twice as much as a half, so both are what can be counted on at least. Of more than 2^18 units every so many-th
+    is looked at, which leaves the agreement a standard error of 0.0014 at the most (at an amount of a half).
     """
 
     amount: float
@@ -31,7 +32,7 @@ class Stability:
 
 
 def stability(a: Mapping[str, Tensor], b: Mapping[str, Tensor], amount: float) -> Stability:
-    first, second = tree.flat(a), tree.flat(b)
+    first, second = (values[:: math.ceil(len(values) / SAMPLED) | 1] for values in (tree.flat(a), tree.flat(b)))  # odd: any column of rows
     return Stability(amount, agreement(first, second, amount), correlation(first, second))
 
 
@@ -45,8 +46,7 @@ def agreement(a: Tensor, b: Tensor, amount: float) -> float:
 
 def correlation(a: Tensor, b: Tensor) -> float:
     """Of ranks, equal values sharing theirs."""
-    step = math.ceil(len(a) / SAMPLED)
-    first, second = (ranks(values[::step]) for values in (a, b))
+    first, second = ranks(a), ranks(b)
     first, second = first - first.mean(), second - second.mean()
     scale = float((first.square().sum() * second.square().sum()).sqrt())
     return float((first * second).sum()) / scale if scale else 1.0

@@ -2,7 +2,8 @@
 
     y = W x, one position a sample    sum over s of |g_o x_i|^p = (|g|^p)^T |x|^p
     y = W x, more positions           g_s^T x_s, a product for each sample
-    a convolution                     the weight gradient of a convolution in groups, whose groups are the samples
+    a convolution                     the same, x_s being the windows that the kernel sees, one for each position of y
+    ... in groups of channels         the weight gradient of a convolution in groups, whose groups are the samples
     rows that are looked up           g, summed over the positions that looked a row up
     y = w n + b, element by element   sum over positions of g n, and of g
 """
@@ -10,7 +11,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +22,7 @@ from .axes import Axis, apart, rows, summed
 from .rules import Axes, Use, operator_of
 from .watch import swapped
 
-CHUNK = 1 << 19  # elements of what samples are taken together for: it stays in the cache
+CHUNK = 1 << 21  # elements of what samples are taken together for: it stays in the cache
 
 
 class Place(NamedTuple):
@@ -91,17 +93,33 @@ def of_matrix(x: Tensor, g: Tensor, use: Use, place: Place, power: int) -> Tenso
     x, g = rows(x, place.x, place.samples, x_axis), rows(g, place.y, place.samples, y_axis)
     if x.shape[1] == 1:
         total = (g[:, 0].abs() ** power).T @ (x[:, 0].abs() ** power)
-        return total if dim == 0 else total.T
-    total = x.new_zeros(g.shape[2], x.shape[2])
-    some = together(total.numel(), x[0].numel(), g[0].numel())
-    gradients = x.new_empty(some, *total.shape)  # once for all: fresh memory is slow
-    for a, b in zip(torch.split(x, some), torch.split(g, some)):
-        made = torch.bmm(b.mT, a, out=gradients[: len(a)])
-        if len(made) > 1 or power == 1:
-            total += powers(made, power)
-        else:
-            total.addcmul_(made[0], made[0])
+    else:
+        (total,) = of_products(x, g, power, as_it_is, x.shape[2])
     return total if dim == 0 else total.T
+
+
+Read = Callable[[Tensor], Iterable[Tensor]]
+
+
+def as_it_is(some: int) -> Read:
+    return lambda x: [x]
+
+
+def of_products(x: Tensor, g: Tensor, power: int, reader: Callable[[int], Read], inputs: int) -> list[Tensor]:
+    """The sum over samples of |g_s^T v_s|^power, (outputs, inputs), for every v that is read of x.
+
+    x: (samples, ...). g: (samples, positions, outputs). reader: how many samples come together, to what reads them, one v after the other:
+    (samples, positions, inputs).
+    """
+    samples, positions, outputs = g.shape
+    some = min(samples, together(outputs * inputs, positions * inputs, positions * outputs, x[0].numel()))
+    read, gradients, ones = reader(some), g.new_empty(some, outputs, inputs), g.new_ones(some)  # once for all: fresh memory is slow
+    totals: dict[int, Tensor] = defaultdict(lambda: g.new_zeros(outputs * inputs))
+    for a, b in zip(torch.split(x, some), torch.split(g, some)):
+        for number, seen in enumerate(read(a)):
+            made = torch.bmm(b.mT, seen, out=gradients[: len(a)]).flatten(1)
+            totals[number].addmv_((made.square_() if power == 2 else made.abs_()).T, ones[: len(a)])
+    return [total.view(outputs, inputs) for total in totals.values()]
 
 
 def of_rows(indices: Tensor, g: Tensor, weight: Tensor, place: Place, power: int) -> Tensor:
@@ -162,8 +180,50 @@ CONVOLUTIONS: dict[str, Callable[..., Geometry | None]] = {
 
 
 def of_convolution(x: Tensor, g: Tensor, weight: Tensor, how: Geometry, place: Place, power: int) -> Tensor:
-    """The samples side by side as groups of channels: the gradient of such a convolution's weight has each sample's gradient for itself."""
     x, g = side(x, place.x, place.samples), side(g, place.y, place.samples)
+    if how.groups > 1:
+        return of_groups(x, g, weight, how, power)
+    if how.transposed:  # it is the other way round: y is what has windows, one for each position of x
+        x, g = g, x
+    x, sizes, inputs = x.movedim(2, -1), weight.shape[2:], weight[0].numel() // weight.shape[2]
+    g, positions = g.movedim(2, -1).flatten(1, -2), g.shape[3:]
+    if {*sizes, *how.stride} == {1} and not any(how.padding):
+        totals = of_products(x.flatten(1, -2), g, power, as_it_is, inputs)
+    else:
+        totals = of_products(x, g, power, lambda some: windows(x[:some], sizes, positions, how), inputs)
+    return torch.stack(totals, 1).view(weight.shape[0], *sizes, weight.shape[1]).movedim(-1, 1)
+
+
+def windows(like: Tensor, sizes: Sequence[int], positions: Sequence[int], how: Geometry) -> Read:
+    """Reads what a kernel sees of (samples, images, ..., channels): for each place in the kernel's first dimension,
+    (samples, positions, places in its other dimensions x channels).
+
+    From place to place that is the same but for a shift of whole rows, so it is copied once for them all (unless the kernel jumps), and
+    always to the same memory.
+    """
+    n = len(sizes)
+    spatial = [size + 2 * p for size, p in zip(like.shape[2:-1], how.padding)]
+    view = inner = like.new_zeros(*like.shape[:2], *spatial, like.shape[-1])
+    for axis, p in enumerate(how.padding, 2):
+        inner = inner.narrow(axis, p, like.shape[axis])
+    for axis in range(1, n):
+        span = how.dilation[axis] * (sizes[axis] - 1) + 1
+        view = view.unfold(2 + axis, span, how.stride[axis])[..., :: how.dilation[axis]].narrow(2 + axis, 0, positions[axis])
+    view = view.movedim(2 + n, -1)
+    copied = view.new_empty(view.shape)
+    starts = [place * how.dilation[0] for place in range(sizes[0])]
+    rows = [slice(start, start + (positions[0] - 1) * how.stride[0] + 1, how.stride[0]) for start in starts]
+
+    def read(x: Tensor) -> Iterator[Tensor]:
+        inner[: len(x)], copied[: len(x)] = x, view[: len(x)]
+        for some in rows:
+            yield copied[: len(x), :, some].flatten(2 + n).flatten(1, -2)
+
+    return read
+
+
+def of_groups(x: Tensor, g: Tensor, weight: Tensor, how: Geometry, power: int) -> Tensor:
+    """The samples side by side as groups of channels: the gradient of such a convolution's weight has each sample's gradient for itself."""
     some = together(weight.numel(), x[0].numel(), g[0].numel())
 
     def part(a: Tensor, b: Tensor) -> Tensor:
