@@ -33,8 +33,8 @@ ROWS = results.RESULTS / "criteria.json"
 BUDGETS = {  # structure -> what is saved, and the shares of it that are removed
     "channels": ("macs", (0.2, 0.33, 0.5)),
     "connections": ("parameters", (0.5, 0.7, 0.8)),
-    "heads": ("units", (0.1, 0.25, 0.5)),
-    "feed-forward": ("units", (0.2, 0.35, 0.5)),
+    "heads": ("units", (0.25, 0.5, 0.75)),
+    "feed-forward": ("units", (0.25, 0.5, 0.75)),
 }
 FRAGILE = {("dscnn", "channels"): (0.1, 0.2, 0.33), ("dscnn", "connections"): (0.2, 0.35, 0.5)}  # beyond these all is lost
 SCOPES = {"channels": "per-mac", "connections": "global", "heads": "global", "feed-forward": "global"}
@@ -251,8 +251,8 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--data", type=Path, default=results.DATA, help="the folder of cifar10, cifar10_resnet, mlperf_tiny and so on")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--images", type=int, default=1024, help="samples to measure on (MiniLM: at most 96 pairs)")
-    parser.add_argument("--test", type=int, default=5000, help="samples to test on (MiniLM: at most 200 pairs)")
+    parser.add_argument("--images", type=int, default=1024, help="samples to measure on (MiniLM: at most 256 pairs)")
+    parser.add_argument("--test", type=int, default=5000, help="samples to test on (MiniLM: at most the 1,379 pairs that there are)")
     parser.add_argument("--only", nargs="+", default=[], choices=names(), metavar="CRITERION")
     parser.add_argument("--fresh", action="store_true", help="measure rows of another commit again")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which nothing new is begun")

@@ -124,7 +124,7 @@ def keywords(name: str, given: Setting) -> Subject:
 
 def sentences(name: str, given: Setting) -> Subject:
     """Whole heads, and the inner channels of the feed-forward parts; the width that all layers share stays (its norms run over it)."""
-    number, tested, size = min(given.images, 96), min(given.test, 200), 32
+    number, tested, size = min(given.images, 256), min(given.test, 1379), 32
     model, example = minilm.minilm(), minilm.batches(given.data, "train", 2, 2, 0)[0][0]
     test = minilm.batches(given.data, "test", tested, 50, 0)
 

@@ -202,3 +202,33 @@ def test_describe_tells_shape_and_range() -> None:
     assert describe(torch.tensor([3, 5])) == "of shape (2,) in 3..5"
     assert describe({"a": torch.zeros(1)}) == "{a: of shape (1,)}"
     assert describe((1, 2)) == "a tuple of 2" and describe(None) == "of type NoneType"
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 3, 2)])
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"track_running_stats": False}, {"eps": 0.1}])
+def test_batch_norms_that_are_differentiated_twice_are_the_same(shape: tuple[int, ...], settings: dict[str, object]) -> None:
+    """Values, and products with the second derivative, to rounding."""
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)](4, **settings)
+    model = nn.Sequential(nn.Linear(shape[-1], shape[-1]), norm, nn.Tanh()).double()
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in (*model.parameters(), *(value for value in model.buffers() if value.is_floating_point())):
+            value.copy_(torch.rand(value.shape, generator=chance, dtype=value.dtype) + 0.5)
+    x = torch.randn(shape, generator=chance, dtype=torch.float64)
+    found = []
+    for twice in (False, True):
+        loss, leaves = Task(model, [], lambda y, _: y.square().mean()).loss_on(x, x, twice=twice)
+        assert ("NativeBatchNormBackward0" in nodes(loss)) is not (twice and "track_running_stats" not in settings)
+        gradients = torch.autograd.grad(loss, [*leaves.values()], create_graph=True)
+        found.append([loss, *gradients, *torch.autograd.grad(sum(g.sum() for g in gradients), [*leaves.values()])])
+    torch.testing.assert_close(*found)
+
+
+def nodes(value: Tensor) -> set[str]:
+    ahead, names = [value.grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node is not None:
+            names.add(type(node).__name__)
+            ahead += [following for following, _ in node.next_functions]
+    return names
