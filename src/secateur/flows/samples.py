@@ -127,6 +127,16 @@ def reached(loss: Tensor, leaves: Tree, without: Collection[Edge] = ()) -> set[s
     return {name for name in found if name is not None}
 
 
+def batches_of_samples(task: Task) -> Iterator[tuple[int, Batch, int, dict[Call, Axis | None]]]:
+    """Every batch after its number, with how many samples it has, and where they are: found in the first batch of several."""
+    axes: dict[Call, Axis | None] | None = None
+    for number, batch in enumerate(task.batches()):
+        samples = sliceable(batch)
+        if samples > 1 and axes is None:
+            axes = sample_axes(task, batch, number)
+        yield number, batch, samples, axes or {}
+
+
 def sample_axes(task: Task, batch: Batch, number: int) -> dict[Call, Axis | None]:
     """Where the samples are in all that weights read and make: found by running two samples, and then the same two and one more."""
     form, met = layout(batch), []
