@@ -10,7 +10,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin halve the speed wherever another process runs
 
-import argparse
 import itertools
 import json
 import sys
@@ -68,7 +67,7 @@ def accuracies(data: Path, images: int, test: int, seed: int, threads: int) -> r
     points = {name: [[amount, point["loss"]] for amount, point in points.items()] for name, points in found.points.items()}
     return {
         "rows": rows, "dense": dense, "curves": points, "loss": found.dense["loss"], "curves seconds": seconds, "images": images,
-        "test": test, "seed": seed, "threads": threads, "commit": results.commit(), "machine": results.machine(),
+        "test": test, "seed": seed, "threads": threads, **results.origin(),
     }  # fmt: skip
 
 
@@ -114,13 +113,7 @@ def page(found: results.Row) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=results.DATA, help="the folder of cifar10 and cifar10_resnet")
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--test", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = results.options(__doc__, data=results.DATA, images=512, test=1000, threads=1, seed=0).parse_args()
     if why := results.missing(given.data):
         print(why, file=sys.stderr)
         return 2

@@ -13,7 +13,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin halve the speed wherever another process runs
 
-import argparse
 import copy
 import sys
 import time
@@ -283,14 +282,12 @@ def say(words: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=results.DATA, help="the folder of cifar10 and cifar10_resnet")
+    parser = results.options(__doc__, data=results.DATA, threads=2)
     parser.add_argument("--quick", action="store_true", help="ResNet-20, the first 2,000 test images")
     parser.add_argument("--choose", action="store_true", help="compare ways of choosing channels on held-out training images")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE", help="only cases with these settings")
     parser.add_argument("--fresh", action="store_true", help="measure rows of an earlier commit again")
     parser.add_argument("--table", action="store_true", help="only rewrite docs/cifar.md")
-    parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     path = results.RESULTS / ("cifar-quick.json" if given.quick else "cifar-choose.json" if given.choose else "cifar.json")
     cases = all_cases()

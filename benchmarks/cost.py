@@ -198,13 +198,7 @@ def time_lines(net: dict[str, object]) -> list[list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=results.DATA, help="the folder of cifar10 and cifar10_resnet")
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--sequences", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = results.options(__doc__, data=results.DATA, images=512, sequences=256, repeats=3, threads=2, seed=0)
     parser.add_argument("--child", nargs=2, metavar=("WHAT", "IMAGES"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if why := results.missing(given.data):
@@ -215,7 +209,7 @@ def main() -> int:
         child(given.data, given.child[0], int(given.child[1]))
         return 0
     found: results.Row = {
-        "repeats": given.repeats, "seed": given.seed, "threads": given.threads, "commit": results.commit(), "machine": results.machine(),
+        "repeats": given.repeats, "seed": given.seed, "threads": given.threads, **results.origin(),
     }  # fmt: skip
     nets = {}
     for net in (residual(given.data, given.images, 128, given.seed), transformer(given.sequences, 64, 64, given.seed)):

@@ -10,7 +10,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin halve the speed wherever another process runs
 
-import argparse
 import json
 import statistics
 import sys
@@ -127,13 +126,9 @@ def page(found: results.Row) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--depth", type=int, default=20)
-    parser.add_argument("--plans", type=int, default=16)
+    parser = results.options(__doc__, depth=20, plans=16, threads=1, seed=0)
     parser.add_argument("--seconds", type=float, default=1.0, help="for every whole model")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--devices", nargs="*", default=["cpu"])
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="for the raw figures, in place of docs and results")
     parser.add_argument("--read", type=Path, help="write the page of figures that --out wrote elsewhere")
     given = parser.parse_args()
@@ -144,7 +139,7 @@ def main() -> int:
         runs = [measured(given.depth, n, given.plans, given.seconds, given.seed, where) for where in given.devices for n in BATCHES]
         found = {
             "runs": runs, "seed": given.seed, "threads": given.threads, "load": max(0.0, os.getloadavg()[0] - given.threads),
-            "commit": results.commit(), "machine": results.machine(),
+            **results.origin(),
         }  # fmt: skip
     if given.out:
         results.write_text(given.out, json.dumps(found, indent=1) + "\n")

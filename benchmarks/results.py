@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -64,6 +65,19 @@ def commit() -> str:
         return git("log", "-1", "--format=%h", "--", "src/secateur") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def origin() -> Row:
+    """Of which version of the library figures are, and of which machine."""
+    return {"commit": commit(), "machine": machine()}
+
+
+def options(about: str | None, **defaults: int | Path) -> argparse.ArgumentParser:
+    """Of a benchmark that is about this (its first line), the options that have a default, by their names; what else it has it adds."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{default}, if it is not given")
+    return parser
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

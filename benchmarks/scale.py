@@ -143,19 +143,16 @@ before the model is sharded): all processes compute every piece together, each h
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = results.options(__doc__, images=1024, repeats=5, seed=0)
     parser.add_argument("--net", type=int, default=20, choices=(20, 56))
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", nargs=3, metavar=("STORE", "RANK", "SIZE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         child(given.net, given.images, given.seed, given.child[0], int(given.child[1]), int(given.child[2]))
         return 0
     found: results.Row = {
-        "net": given.net, "images": given.images, "repeats": given.repeats, "seed": given.seed, "commit": results.commit(),
-        "machine": results.machine(), "load": f"{os.getloadavg()[0]:.1f}", "rows": rows(given.net, given.images, given.repeats, given.seed),
+        "net": given.net, "images": given.images, "repeats": given.repeats, "seed": given.seed, **results.origin(),
+        "load": f"{os.getloadavg()[0]:.1f}", "rows": rows(given.net, given.images, given.repeats, given.seed),
     }  # fmt: skip
     results.write_text(results.RESULTS / "scale.json", json.dumps(found, indent=1) + "\n")
     results.write_text(results.DOCS / "processes.md", page(found))

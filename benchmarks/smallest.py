@@ -120,10 +120,8 @@ def written(text: str, part: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = results.options(__doc__, repeats=3, seed=0)
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", nargs=3, metavar=("WAY", "SIZE", "SEED"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -136,7 +134,7 @@ def main() -> int:
             rows.append({"way": way, "size": size, "seconds": [each[0] for each in figures], "memory": [each[1] for each in figures]})
             print(rows[-1], flush=True)
     found: results.Row = {
-        "rows": rows, "seed": given.seed, "threads": torch.get_num_threads(), "commit": results.commit(), "machine": results.machine()
+        "rows": rows, "seed": given.seed, "threads": torch.get_num_threads(), **results.origin()
     }  # fmt: skip
     results.write_text(results.RESULTS / "smallest.json", json.dumps(found, indent=1) + "\n")
     place = results.DOCS / "scale.md"

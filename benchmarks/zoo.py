@@ -197,7 +197,7 @@ def fill(wanted: list[results.Row], path: Path, limit: float, fresh: bool = Fals
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = results.options(__doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these models")
     parser.add_argument("--fresh", action="store_true", help="measure rows of an earlier commit again")
     parser.add_argument("--table", action="store_true", help="only rewrite docs/reach.md")

@@ -147,3 +147,52 @@ def test_a_drop_needs_held_out_data_and_no_other_target(wrong: dict[str, object]
     model, data = residual(), batches()
     with pytest.raises(sc.BadInput, match="drop= finds the amount itself"):
         sc.prune(model, data[0][0], data, F.cross_entropy, **wrong)
+
+
+@pytest.fixture(scope="module")
+def by_curves() -> dict[str, object]:
+    """What `prune` is given, and curves of the scores that it finds then, with a metric of two values before the loss."""
+    model, data = residual(), batches()
+    given = {"model": model, "example": data[0][0], "data": data, "loss": F.cross_entropy, "criterion": "fisher", "multiple": 2}
+    found = sc.prune(**given, amount=0.0)  # type: ignore[arg-type]
+    metrics = {"worst": "worst_class", "loss": F.cross_entropy}
+    return given | {"curves": sc.curves(model, found.structure, found.scores, data, metrics, (0.25, 0.5, 0.75), multiple=2)}
+
+
+@pytest.mark.parametrize("losses", [False, True])
+def test_curves_share_the_budget_as_select_by_curves_does(by_curves, losses: bool):
+    drawn = sc.Curves.from_json(by_curves["curves"].to_json())
+    assert drawn == by_curves["curves"] and drawn.metrics == ("worst", "loss")
+    metric = "loss" if losses else next(iter(drawn.dense))
+    given = by_curves | {"curves": drawn.losses("loss") if losses else drawn}
+    pruned = sc.prune(**given, amount=0.3, of="macs", least=2)
+    own = sc.select_by_curves(pruned.scores, pruned.structure, drawn.losses(metric), 0.3, "macs", multiple=2, least=2)
+    assert all(torch.equal(pruned.plan.keep[name], own.keep[name]) for name in own.keep)
+    assert pruned.plan.cost["macs"][1] <= 0.7 * pruned.plan.cost["macs"][0] and pruned.plan.made["scope"] == "each"
+    assert pruned.plan.made["criterion"] == "fisher" and pruned.plan.made["amounts"] == own.made["amounts"]
+    assert any(gone for gone, _ in pruned.plan.removed().values())
+
+
+def test_curves_meet_a_budget_and_a_drop(by_curves):
+    budget = sc.prune(**by_curves, budget={"parameters": 450}).plan
+    assert budget.cost["parameters"][1] <= 450 and budget.made["scope"] == "each"
+    model = by_curves["model"]
+    held = [(inputs, model(inputs).argmax(1).detach()) for inputs, _ in batches(1)]
+    made = sc.prune(**by_curves, drop=100.0, validation=held, of="macs").plan.made
+    assert len(made["trials"]) == 7 and made["scope"] == "each"
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"amount": 0.3, "scope": "layer"}, "Leave threshold= and scope= out"),
+        ({"threshold": 0.1}, "Leave threshold= and scope= out"),
+        ({"amount": 0.3, "criterion": "magnitude"}, "of other scores. Measure them of what prune"),
+        ({"amount": 0.3, "multiple": 1}, "of other scores"),
+        ({"amount": {"macs": 0.3, "parameters": 0.2}}, "The solver meets one budget"),
+        ({"amount": 0.3, "structure": "weights"}, "of other units"),
+    ],
+)
+def test_curves_that_make_no_sense_are_refused(by_curves, options: dict[str, object], words: str):
+    with pytest.raises(sc.BadInput, match=words):
+        sc.prune(**by_curves | options)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -347,3 +348,20 @@ def test_the_correlation_of_ranks_shares_ranks_among_equals() -> None:
     assert minilm.spearman(torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 4, 9, 16])) == pytest.approx(1)
     assert minilm.ranks(torch.tensor([5.0, 1, 5, 0]).numpy()).tolist() == [3.5, 2, 3.5, 1]
     assert minilm.spearman(torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 3, 2])) == pytest.approx(0.5)
+
+
+def test_shared_options_have_the_defaults_they_are_given(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = results.options("What it is.\n\nMore.", data=results.DATA, threads=2)
+    assert vars(parser.parse_args([])) == {"data": results.DATA, "threads": 2}
+    assert vars(parser.parse_args(["--data", "x", "--threads", "1"])) == {"data": Path("x"), "threads": 1}
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--threads", "many"])
+    assert parser.description == "What it is." and "invalid int value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [allocate, cifar, cost, latency, smallest], ids=lambda module: module.__name__)
+def test_a_benchmark_says_its_options(module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        module.main()
+    assert ("--repeats" if module is smallest else "--threads") in capsys.readouterr().out

@@ -596,6 +596,20 @@ def test_groups_that_are_nearly_gone_are_told(here: Path, capsys: pytest.Capture
     assert "Less than a tenth is left of" in capsys.readouterr().out
 
 
+def test_a_budget_that_pulls_far_is_told_below_the_table(here: Path, capsys: pytest.CaptureFixture[str]):
+    with (here / "net.py").open("a") as file:
+        file.write(
+            "def early():\n    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(16), nn.Conv2d(32, 4, 1),"
+            " nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 10))\n"
+        )
+    options = {"model": "net.py:early", "weights": None, "of": "activations", "scope": "per-activations"}
+    assert run(pruning(**options, amount=0.88)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Few groups decide the budget of activations: 0 keeps" in said and "would be lost" in said
+    assert "Few groups decide" in json.loads((here / "out" / "report.json").read_text())["table"]["notes"][-1]
+    assert run(pruning(**options, amount=0.3, out="less")) == 0 and "Few groups" not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("structure", ["channels", "weights"])
 def test_a_gradual_run_tells_of_the_dense_model_also_after_a_stop(structure: str, here: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from secateur.criteria.curvature import exact_hessian
 from secateur.criteria.unlabelled import kl_loss, mse_loss, output_features, output_kl, output_mse, output_norm, to_itself
 from secateur.errors import BadInput
-from secateur.structure import weights
+from secateur.structure import as_graph, weights
 from secateur.task import Task
 from toy import Hidden, batches, mlp
 
@@ -56,6 +57,55 @@ def test_features_are_what_the_last_matrix_reads() -> None:
 
     expected = half_second_derivatives(distance)
     assert (scores["h0"] - expected).norm() < 0.1 * expected.norm()
+
+
+class ByHand(nn.Module):
+    """The same function without a layer, its last matrix computed, and both kept under the same names."""
+
+    def __init__(self, model: nn.Module, last: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        for name, value in model.named_parameters():
+            self.register_module(name[0], getattr(self, name[0], nn.Module()))
+            getattr(self, name[0]).register_parameter(name[2:], value)
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.get_submodule("0"), self.get_submodule("2")
+        features = torch.zeros(len(x), 5, dtype=x.dtype)
+        features[:] = torch.tanh_(x @ first.weight.T + first.bias)
+        return self.last(features, second.weight) + second.bias
+
+
+LAST = {
+    "a product": lambda x, w: x @ w.T,
+    "a function": lambda x, w: F.linear(x, w),
+    "einsum": lambda x, w: torch.einsum("ni,oi->no", x, w),
+    "masked": lambda x, w: x @ (w * torch.ones(5, dtype=w.dtype)).mT,
+    "normed": lambda x, w: F.linear(x, torch._weight_norm(w, w.norm(dim=1, keepdim=True))),
+    "a convolution": lambda x, w: F.conv1d(x[:, :, None], w[:, :, None])[:, :, 0],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, where it copies what it exported
+@pytest.mark.parametrize("kind", [*LAST, "exported", "as graph"])
+def test_features_without_a_layer_are_those_with_it(kind: str) -> None:
+    task, structure = toy()
+    x = task.data[0][0]
+    made = {"exported": lambda: torch.export.export(task.model, (x,)).module(), "as graph": lambda: as_graph(task.model, x)}
+    model = made[kind]() if kind in made else ByHand(task.model, LAST[kind])
+    (expected,) = output_features(task, structure)
+    before = model.forward
+    (found,) = output_features(replace(task, model=model), structure)
+    torch.testing.assert_close(found["h0"], expected["h0"])
+    assert model.forward == before
+
+
+def test_no_matrix_no_features() -> None:
+    scale = nn.BatchNorm1d(5, dtype=torch.float64)
+    task = Task(scale, [(torch.randn(3, 5, dtype=torch.float64), None)], lambda *_: None)  # type: ignore[arg-type, return-value]
+    _, structure = toy()
+    with pytest.raises(BadInput, match="nothing went into a layer with a matrix"):
+        list(output_features(task, structure))
 
 
 def test_the_distance_of_a_model_to_itself_is_zero_and_curved() -> None:

@@ -15,13 +15,13 @@ import secateur
 
 SOURCE = Path(secateur.__file__).parent
 ROWS = (
-    {"tree", "errors", "folders", "task", "smallest", "sharded"},
+    {"tree", "errors", "folders", "task", "counted", "smallest", "sharded"},
     {"structure"},
     {
         "criteria", "sensitivity", "reductions", "contexts", "cost", "activations", "stream", "sure", "conflicts", "sensitivity_file",
         "resume", "distributed", "sharded_task", "measure", "flows",
     },
-    {"scope", "schedule", "budget", "floors", "path", "connections", "select", "plan", "allocate", "shards"},
+    {"scope", "schedule", "budget", "floors", "path", "connections", "pulled", "select", "plan", "allocate", "shards"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
     {
         "evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json", "leaving",

@@ -14,10 +14,12 @@ from functools import partial
 from torch import nn
 
 from .activations import Activations
+from .allocate import Levels, select_by_curves
 from .budget import Amount, Budget, Of, absolute
 from .contexts import Keys
 from .cost import Cost, named
 from .criteria import Criterion
+from .curves import Curves, losses_by
 from .drop import dense_quality, largest_within
 from .errors import BadInput
 from .evaluate import evaluate
@@ -68,6 +70,7 @@ def prune(
     metric: str = "top1",
     scope: str | Scope = "global",
     threshold: float | None = None,
+    curves: Curves | Levels | None = None,
     multiple: int = 1,
     least: Limit = 1,
     most: Limit = 1.0,
@@ -93,6 +96,8 @@ def prune(
     drop, validation, metric: or as much of `of` as costs at most so many points of the metric on held-out batches; found by bisection in
         8 evaluations, each after the repair (`drop.py`); the plan remembers every trial.
     scope: a name of SCOPES, "per-latency" (or "per-ms"), "per-activations", or a function, as in `select`.
+    curves: share the budget by every layer's measured curve, as `select_by_curves`: by their first metric, or by `Curves.losses(...)`. They
+        have to be of these very scores.
     multiple: a group that is cut keeps a multiple of this many units.
     least, most, keep: what every group keeps and may lose, and the groups left alone, as in `select`.
     exact: leave groups alone whose removal is only approximately the same as zeroing.
@@ -101,6 +106,8 @@ def prune(
     repair: "statistics" re-estimates batch norms on the inputs in `data`, by the difference to the dense model; None leaves them.
     Raises the errors of the stages: BadInput, BadLoss, NothingToPrune, BudgetUnreachable.
     """
+    if curves is not None and (threshold is not None or scope != "global"):
+        raise BadInput("curves= share one amount=, budget= or drop= among the layers. Leave threshold= and scope= out, or curves=.")
     model = graph(model, example) if as_graph else model
     found = structure_of(model, example, structure, exact, units)
     task = Task(model, data, loss, seed)
@@ -109,12 +116,19 @@ def prune(
     amount, of = with_run(model, example, amount, of, budget)
     scope = scope_with_run(model, example, scope, of)
 
+    losses = None if curves is None else losses_by(curves, found, scores, multiple)
+    made: dict[str, object] = {
+        "criterion": sensitivity.criterion, "contexts": sensitivity.contexts, "local": local, "samples": sensitivity.samples,
+        "repair": repair, "exact": exact, "as_graph": as_graph, "seed": seed,
+    }  # fmt: skip
+    chosen = (
+        partial(select, scores, found, scope=scope, threshold=threshold)
+        if losses is None
+        else partial(select_by_curves, scores, found, losses)
+    )
+
     def at(amount: Amount | None) -> Pruned:
-        plan = select(
-            scores, found, amount, of, scope, threshold, multiple, budget=budget, least=least, most=most, keep=keep,
-            criterion=sensitivity.criterion, contexts=sensitivity.contexts, local=local,
-            samples=sensitivity.samples, repair=repair, exact=exact, as_graph=as_graph, seed=seed,
-        )  # fmt: skip
+        plan = chosen(amount=amount, of=of, budget=budget, multiple=multiple, least=least, most=most, keep=keep).note(**made)
         return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, found, sensitivity, scores)
 
     if drop is None:

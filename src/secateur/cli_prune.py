@@ -249,7 +249,7 @@ def remarks(plan: Plan) -> list[str]:
             f"Chosen on the validation split: {plan.made.get('amount')} of {plan.made.get('of')}, at {100 * reached:.2f} of "
             f"{100 * dense:.2f} {plan.made.get('metric')}; the table is of the test split."
         )
-    return [*said, *nearly_empty(plan)]
+    return [*said, *nearly_empty(plan), *plan.told()]
 
 
 def nearly_empty(plan: Plan) -> list[str]:

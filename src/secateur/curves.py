@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
+from .allocate import Levels
 from .errors import BadInput, Unreadable
 from .evaluate import METRICS, Metric, evaluate, named
 from .floors import matches
@@ -33,11 +34,15 @@ Point = dict[str, float]  # metric -> value
 
 @dataclass(frozen=True)
 class Curves:
-    """dense: the metrics of the whole model. points: group -> amount that it alone loses -> the metrics then. key: whose they are."""
+    """dense: the metrics of the whole model. points: group -> amount that it alone loses -> the metrics then.
+
+    key: whose they are. metrics: the names that were asked for; some have no value, others several.
+    """
 
     dense: Point
     points: dict[str, dict[float, Point]]
     key: str = field(default="", repr=False)
+    metrics: tuple[str, ...] = field(default=(), repr=False)
 
     def losses(self, metric: str, falls: bool | None = None) -> dict[str, dict[float, float]]:
         """Group -> amount -> by how much the metric is worse than the whole model's; 0 at amount 0.
@@ -54,7 +59,8 @@ class Curves:
 
     def to_json(self) -> str:
         points = {group: [[amount, point] for amount, point in sorted(points.items())] for group, points in self.points.items()}
-        return json.dumps({"version": VERSION, "key": self.key, "dense": self.dense, "points": points}, indent=1)
+        told = {"version": VERSION, "key": self.key, "metrics": self.metrics, "dense": self.dense, "points": points}
+        return json.dumps(told, indent=1)
 
     @staticmethod
     def from_json(text: str, name: str = "This text") -> Curves:
@@ -64,7 +70,7 @@ class Curves:
             if raw["version"] != VERSION:
                 raise Unreadable(f"{name} has curves of version {raw['version']}, but this is version {VERSION}. {WAY_OUT}")
             points = {str(group): {float(amount): numbers(point) for amount, point in points} for group, points in raw["points"].items()}
-            return Curves(numbers(raw["dense"]), points, str(raw["key"]))
+            return Curves(numbers(raw["dense"]), points, str(raw["key"]), tuple(map(str, raw.get("metrics", raw["dense"]))))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, Unreadable):
                 raise
@@ -97,22 +103,35 @@ def curves(
         raise BadInput(f"No group is called {', '.join(groups)}. There are {', '.join(list(structure.groups)[:8])}.")
     asked = named(metrics)
     key = key_of(structure, scores, [*asked], multiple)
-    found = kept_in(file, key)
+    found = replace(kept_in(file, key), metrics=(*asked,))
     todo = [(name, float(amount)) for name in chosen for amount in amounts if float(amount) not in found.points.get(name, {})]
     total = len(chosen) * len(amounts)
     if not found.dense:
-        found = Curves(evaluate(model, data, asked), found.points, key)
+        found = replace(found, dense=evaluate(model, data, asked))
     for number, (name, amount) in enumerate(todo):
         if progress:
             progress(total - len(todo) + number, total)
         point = evaluate(shrink(model, select_each(scores, structure, {name: amount}, multiple)), data, asked)
-        found = Curves(found.dense, {**found.points, name: {**found.points.get(name, {}), amount: point}}, key)
+        found = replace(found, points={**found.points, name: {**found.points.get(name, {}), amount: point}})
         if file is not None:
             write_text_atomic(file, found.to_json())
     if progress:
         progress(total, total)
     wanted = {float(amount) for amount in amounts}
-    return Curves(found.dense, {name: {a: point for a, point in sorted(found.points[name].items()) if a in wanted} for name in chosen}, key)
+    return replace(found, points={name: {a: point for a, point in sorted(found.points[name].items()) if a in wanted} for name in chosen})
+
+
+def losses_by(curves: Curves | Levels, structure: Structure, scores: Scores, multiple: int = 1) -> Levels:
+    """What `select_by_curves` takes: of the curves' first metric, or losses as they are. Raises BadInput for curves of other scores."""
+    if not isinstance(curves, Curves):
+        return curves
+    if curves.key != key_of(structure, scores, curves.metrics, multiple):
+        raise BadInput(
+            "The curves are of another model, of other units or of other scores. Measure them of what prune(...) finds, "
+            "curves(model, pruned.structure, pruned.scores, ...), and give it the same data, loss, structure=, units=, exact=, as_graph=, "
+            "criterion=, contexts=, local=, multiple= and seed= again."
+        )
+    return curves.losses(next(iter(curves.dense)))
 
 
 def kept_in(file: str | Path | None, key: str) -> Curves:

@@ -50,7 +50,8 @@ def measure(
 
     contexts: "batch", "sample" (every sample on its own: exact, and as slow as batches of one), "class" (samples are regrouped into
     batches of one class; memory is classes x units), or a function batch -> keys: one string or whole number for every sample (or
-    one for the batch), that says which domain, speaker, language, sensor, ... it is of.
+    one for the batch), that says which domain, speaker, language, sensor, ... it is of. A context of which nothing counts in the loss (all
+    its targets are ignored, so its mean is over none) needs no unit: its scores are 0, and it counts as one of the contexts.
     local: "max", or a quantile in 0..1 over the contexts. It is exact over keys; over other contexts it is taken over 64 (of many units)
     to 4,096 (of few) of them, so that memory does not grow: `reductions.rank_error` tells how far off that can be.
     progress: called with (batches done, batches in all or None). watch: now and then with the sensitivity so far (5 % of the time).

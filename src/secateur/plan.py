@@ -62,13 +62,29 @@ class Plan:
         kept = {name: (size - gone, size) for name, (gone, size) in self.removed().items() if gone}
         return {name: (left, size) for name, (left, size) in kept.items() if left < share * size}
 
+    def told(self) -> list[str]:
+        """A sentence for each budget that few groups decide, which are nearly gone because of it (`pulled.py`)."""
+        found, counts = self.made.get("pulled"), self.removed()
+        said = []
+        for name, groups in found.items() if isinstance(found, Mapping) else ():
+            parts = [
+                f"{group} keeps {size - gone} of {size} (with all of them {100 * share:.0f} % of what is saved would be lost)"
+                for group, share in groups.items()
+                for gone, size in [counts[group]]
+            ]
+            said.append(
+                f"Few groups decide the budget of {name}: {', '.join(parts)}. Ask for less of {name}, or let every group keep a tenth "
+                "(least: 0.1)."
+            )
+        return said
+
     def explain(self) -> str:
         """The plan in words: a line per group."""
         lines = [f"{self.structure}: " + ", ".join(f"{what} {before:,.0f} -> {after:,.0f}" for what, (before, after) in self.cost.items())]
         for name, (gone, size) in self.removed().items():
             note = f"  (approximate: {self.approximate[name]})" if name in self.approximate else ""
             lines.append(f"  {name}: {size - gone} of {size} kept{note}")
-        lines += [f"  {name}: whole, {why}" for name, why in self.frozen.items()]
+        lines += [f"  {name}: whole, {why}" for name, why in self.frozen.items()] + self.told()
         return "\n".join(lines)
 
     def note(self, **made: object) -> Plan:

@@ -20,6 +20,7 @@ from .errors import BadInput, BudgetUnreachable, PlanMismatch
 from .floors import Limit, floors
 from .path import first_met, kept_after, removal
 from .plan import Plan
+from .pulled import pulled
 from .scope import SCOPES, Scope
 from .structure import Structure, all_kept, check_prunable
 from .tree import Keep, Scores
@@ -63,6 +64,7 @@ def select(
     made: anything else the plan should remember of how it was made (JSON values).
 
     A group keeps at least its highest-scored unit (or block). Equal scores leave in the order of the structure.
+    Where few groups decide a budget and are nearly gone because of it, the plan says so (`pulled.py`, `Plan.told`).
     A measured cost (milliseconds) need not fall with every unit: then the plan meets it and, with its last unit back, would not.
     Raises BadInput, and BudgetUnreachable naming the largest amount within reach.
     """
@@ -100,6 +102,7 @@ def select(
         **({} if budget is None else {"budget": plain(budget)}),
         **limits_told(least, most, keep),
         **({"within": gone} if (gone := sum(int(mask.logical_not().sum()) for mask in before.values())) else {}),
+        **({"pulled": far} if (far := pulled(structure, before, kept, asked)) else {}),
         **made,
     }
     return plan_of(structure, kept, settings, {target.name: target.cost for target in asked})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from .counted import no_loss, nothing_counts
 from .errors import BadInput, BadLoss
 from .tree import Tree
 
@@ -28,7 +29,8 @@ class Task:
     """A model on data under a loss. Nothing in it changes the model: not its weights, mode, gradients or buffers.
 
     data: re-iterable batches, each `(inputs, targets)`, or a dict that is both the model's keyword arguments and the loss's targets.
-    loss: `loss(outputs, targets)`, one number or one per sample (then the mean is taken).
+    loss: `loss(outputs, targets)`, one number or one per sample (then the mean is taken). Where nothing of a batch counts in it (all its
+        targets are ignored), its mean over none, NaN, is taken for 0 (`counted.py`).
     seed: what chance a criterion needs starts here.
     first, every: where the data is a part of more (the share of one process, what is left after a stop), the number of its first batch
     there, and how far apart the numbers are.
@@ -82,7 +84,7 @@ class Task:
         """
         with torch.enable_grad(), evaluating(self.model), differentiable(self.model, twice):
             outputs, leaves = self.run_on(inputs, batch, around)
-            return number_of(self.loss, outputs, targets, batch), leaves
+            return number_of(or_nothing(self.loss), outputs, targets, batch), leaves
 
     def run_on(self, inputs: object, batch: int = 0, around: Around = nullcontext) -> tuple[object, Tree]:
         """What the model makes of one batch in evaluation mode, and the leaves it was computed from."""
@@ -244,6 +246,18 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def or_nothing(loss: Loss) -> Loss:
+    """The loss; 0 for a batch of which nothing counts in it."""
+
+    def counted(outputs: object, targets: object) -> Tensor:
+        value, found = loss(outputs, targets), list[object]()
+        each(found.append, outputs)
+        made = [output for output in found if isinstance(output, Tensor)]
+        return no_loss(made) if isinstance(value, Tensor) and nothing_counts(value, made) else value
+
+    return counted
+
+
 def number_of(loss: Loss, outputs: object, targets: object, batch: int) -> Tensor:
     """The loss as one finite, differentiable number. Raises BadInput or BadLoss, naming the batch."""
     try:
@@ -259,7 +273,9 @@ def number_of(loss: Loss, outputs: object, targets: object, batch: int) -> Tenso
         raise BadLoss(f"In batch {batch} the loss is {describe(value)}, not a tensor. Return a differentiable torch tensor.")
     value = value.mean() if value.dim() else value
     if not torch.isfinite(value):
-        raise BadLoss(f"In batch {batch} the loss is {value.item()}. Look at the inputs and targets of that batch, and at the weights.")
+        none = " If it is a mean over the targets that count, and none does, let it divide by at least 1." if value.isnan() else ""
+        where = f"In batch {batch} the loss is {value.item()}."
+        raise BadLoss(f"{where} Look at the inputs and targets of that batch, and at the weights.{none}")
     if not value.requires_grad:
         raise BadLoss(
             f"In batch {batch} the loss does not depend on the weights by a derivative. Use a differentiable one (no argmax, no .detach())."

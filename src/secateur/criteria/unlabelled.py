@@ -17,12 +17,15 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import tree
 from ..contexts import leaves
 from ..errors import BadInput
 from ..structure import Structure
 from ..structure.cut import twin
+from ..structure.rules import flat
 from ..task import Task, describe
 from ..tree import Scores
 from .curvature import sign
@@ -51,18 +54,23 @@ def output_kl(task: Task, structure: Structure, draws: int = 1) -> Iterator[Scor
 def output_features(task: Task, structure: Structure, draws: int = 1) -> Iterator[Scores]:
     """The squared distance of the features: what goes into the module that runs last of those with a matrix (the classifier, as a rule).
 
-    Raises BadInput for single connections: those of that module move no features, and all would go first; and for an exported graph,
-    which calls no module.
+    Of a model without such modules (an exported graph has none that are called), what goes into the last operator that is given a matrix of
+    weights, or one that is computed from them. Raises BadInput for single connections: those of that module move no features, and all
+    would go first.
     """
     if structure.kind == "weights":
         raise BadInput(
             "output_features looks at what goes into the last layer, which that layer's own connections do not move: all of them would "
             "have the score 0 and leave first. Choose output_mse, output_kl or output_norm, or structure='channels'."
         )
-    copy, last = twin(task.model, lambda _, value: value), Last()
-    for module in copy.modules():
-        if any(value.dim() > 1 for value in module.parameters(recurse=False)):
-            module.register_forward_pre_hook(last)
+    copy = twin(task.model, lambda _, value: value)
+    layers = [module for name, module in copy.named_modules() if name and type(module).forward is not nn.Module.forward]
+    layers = [module for module in layers if any(value.dim() > 1 for value in module.parameters(recurse=False))]
+    last = Last() if layers else LastOperator()
+    for module in layers:
+        module.register_forward_pre_hook(last)
+    if isinstance(last, LastOperator):
+        last.watch(copy)
     yield from gauss_newton(replace(task, model=copy), structure, lambda _, chance: along_signs(last.features(), chance), draws)
 
 
@@ -110,10 +118,39 @@ class Last:
     def features(self) -> object:
         if self.seen is None:
             raise BadInput(
-                "output_features looks at what goes into the last layer, but no layer was called as a module (those of an exported graph "
-                "are not). Measure the model in its own class, or choose output_mse, output_kl or output_norm."
+                "output_features looks at what goes into the last layer, but nothing went into a layer with a matrix of weights. Choose "
+                "output_mse, output_kl or output_norm."
             )
         return self.seen
+
+
+class LastOperator(TorchFunctionMode, Last):
+    """Remembers what came of the model's inputs and went into the last operator together with a matrix of weights, which did not."""
+
+    def watch(self, model: nn.Module) -> None:
+        run = model.forward
+
+        def watched(*args: object, **kwargs: object) -> object:
+            self.flowing = WeakTensorKeyDictionary()
+            self.flows((args, kwargs))
+            with self:
+                return run(*args, **kwargs)
+
+        model.forward = watched
+
+    def flows(self, values: object) -> None:
+        self.flowing.update((value, True) for value in flat(values) if isinstance(value, Tensor))
+
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        made = func(*args, **(kwargs or {}))
+        given = [value for value in flat((args, kwargs)) if isinstance(value, Tensor)]
+        if flowing := [value for value in given if value in self.flowing]:
+            if any(value.dim() > 1 and value.requires_grad and value not in self.flowing for value in given):
+                self.seen = flowing
+            self.flows(made)
+        return made
 
 
 def along_signs(outputs: object, chance: torch.Generator) -> Tensor:

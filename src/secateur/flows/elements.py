@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contexts import sliceable
 from ..task import Task, derived, plain
 from ..tree import Tree
 from .axes import Axis
 from .rules import Use
-from .samples import gradients_of_every_sample, reached, sample_axes
+from .samples import batches_of_samples, gradients_of_every_sample, reached
 from .watch import Call, Watch, can_tap, swapped, tap
 from .ways import Place, of_elements, powers, way_of
 
@@ -28,13 +27,9 @@ def sums(task: Task, names: set[str], power: int = 2) -> Iterator[Tree]:
     L_s, and what is asked of the model: as for `gates`. A parameter that no rule knows, or that enters several calls, gets one backward
     pass a sample.
     """
-    axes: Mapping[Call, Axis | None] | None = None
     several: set[str] = set()
-    for number, batch in enumerate(task.batches()):
-        samples = sliceable(batch)
-        if samples > 1 and axes is None:
-            axes = sample_axes(task, batch, number)
-        watch = Summed(names - several, samples, axes or {}, power)
+    for number, batch, samples, axes in batches_of_samples(task):
+        watch = Summed(names - several, samples, axes, power)
         loss, leaves = task.loss_on(*batch, number, around=watch.on)
         rest = (reached(loss, leaves) & names) | several
         several |= rest & watch.met

@@ -24,13 +24,11 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from ..contexts import sliceable
 from ..structure import Structure
 from ..task import Task, derived, plain
 from ..tree import Scores, Tree
-from .axes import Axis
 from .lines import Tapped
-from .samples import Batch, gradients_of_every_sample, reached, sample_axes
+from .samples import Batch, batches_of_samples, gradients_of_every_sample, reached
 from .watch import Call, Line, Lines, Read
 
 
@@ -95,17 +93,13 @@ def lines_of(structure: Structure) -> frozenset[Line]:
 
 def per_sample(task: Task, wanted: frozenset[Line], inputs_only: bool = False) -> Iterator[Lines]:
     """Per batch, sum over the other dimensions of w dL_s/dw: (samples, size of the dimension)."""
-    axes: dict[Call, Axis | None] | None = None
     copied: set[Call] = set()
-    for number, batch in enumerate(task.batches()):
-        samples = sliceable(batch)
-        if samples > 1 and axes is None:
-            axes = sample_axes(task, batch, number)
-        tapped = Tapped(wanted, samples, axes or {}, copied, inputs_only)
+    for number, batch, samples, axes in batches_of_samples(task):
+        tapped = Tapped(wanted, samples, axes, copied, inputs_only)
         loss, leaves = task.loss_on(*batch, number, around=tapped.on)
         if overwritten := tapped.overwritten():
             copied |= overwritten
-            tapped = Tapped(wanted, samples, axes or {}, copied, inputs_only)
+            tapped = Tapped(wanted, samples, axes, copied, inputs_only)
             loss, leaves = task.loss_on(*batch, number, around=tapped.on)
         rest = reached(loss, leaves) & {name for name, _ in wanted}
         with derived(number):

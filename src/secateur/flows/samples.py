@@ -16,9 +16,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from ..contexts import Layout, layout, leaves, sliceable, take
+from ..counted import Edge, edge, nodes
 from ..errors import BadInput
 from ..task import Task, derived, differentiable, evaluating, plain, split_batch
 from ..tree import Tree
@@ -26,7 +26,6 @@ from .axes import Axis, apart, close, dependent, sample_axis
 from .watch import Call, Probe
 
 Batch = tuple[object, object]
-Edge = tuple[Node | None, int]  # where a tensor comes from: a node of the graph, and which of its results
 
 
 def gradients_of_every_sample(task: Task, batch: Batch, number: int, names: set[str]) -> Iterator[Tree]:
@@ -121,22 +120,21 @@ def tensors(outputs: object) -> dict[int, Tensor]:
     return {place: value for place, value in enumerate(leaves(outputs)) if isinstance(value, Tensor) and value.grad_fn is not None}
 
 
-def edge(value: Tensor) -> Edge:
-    return value.grad_fn, value.output_nr
-
-
 def reached(loss: Tensor, leaves: Tree, without: Collection[Edge] = ()) -> set[str]:
     """The leaves that the graph of the loss ends in, by other ways than through these edges."""
     names = {id(value): name for name, value in leaves.items()}
-    found, seen, ahead = set(), set(without), [edge(loss)]
-    while ahead:
-        node, _ = at = ahead.pop()
-        if node is None or at in seen:
-            continue
-        seen.add(at)
-        found.add(names.get(id(getattr(node, "variable", None))))
-        ahead += node.next_functions
+    found = {names.get(id(getattr(node, "variable", None))) for node in nodes(loss, without)}
     return {name for name in found if name is not None}
+
+
+def batches_of_samples(task: Task) -> Iterator[tuple[int, Batch, int, dict[Call, Axis | None]]]:
+    """Every batch after its number, with how many samples it has, and where they are: found in the first batch of several."""
+    axes: dict[Call, Axis | None] | None = None
+    for number, batch in enumerate(task.batches()):
+        samples = sliceable(batch)
+        if samples > 1 and axes is None:
+            axes = sample_axes(task, batch, number)
+        yield number, batch, samples, axes or {}
 
 
 def sample_axes(task: Task, batch: Batch, number: int) -> dict[Call, Axis | None]:
