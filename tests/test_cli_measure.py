@@ -100,7 +100,7 @@ def test_the_early_ranking_names_both_ends() -> None:
     assert ends(scores(a=0.1)) == ""
 
 
-def test_it_is_shown_beside_the_bar_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_shown_below_the_bar_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int | None, str]] = []
     early = Early(lambda done, total, words="": told.append((done, total, words)), quiet=False)
     assert early.watch is None  # stderr is not a terminal here
@@ -109,7 +109,7 @@ def test_it_is_shown_beside_the_bar_where_somebody_watches(monkeypatch: pytest.M
     assert early.watch is not None
     early.watch(scores(a=0.1, b=0.4))
     early.progress(2, 9)
-    assert told == [(1, 9, ""), (2, 9, "dearest b; cheapest a")]
+    assert told == [(1, 9, ""), (2, 9, "so far: dearest b; cheapest a")]
     assert Early(early.tell, quiet=True).watch is None
 
 

@@ -52,7 +52,7 @@ def of_model(sensitivity: Sensitivity, structure: Structure, file: Path) -> Sens
 
 @dataclass
 class Early:
-    """A bar that shows the first ranking beside how far it is."""
+    """A bar that shows the first ranking below how far it is."""
 
     tell: Tell
     quiet: bool
@@ -64,7 +64,8 @@ class Early:
         return None if self.quiet or not sys.stderr.isatty() else self.look
 
     def look(self, now: Sensitivity) -> None:
-        self.words = ends(now)
+        found = ends(now)
+        self.words = found and f"so far: {found}"
 
     def progress(self, done: int, total: int | None) -> None:
         self.tell(done, total, self.words)
