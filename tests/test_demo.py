@@ -89,3 +89,5 @@ def test_the_sentences_follow_the_numbers():
     rows["connections"] |= {"ms_32": 2.0}
     slower = demo.told(replace(table_of(rows)))[1]
     assert "takes 2.0 times as long" in slower
+    rows["channels"] |= {"macs": 95.0, "bytes": 99.0}
+    assert "Channels: 1.05 times fewer MACs, about the same file size, " in demo.told(table_of(rows))[0]

@@ -213,6 +213,9 @@ def test_the_headline_has_the_numbers():
     masked = Story("t", table_of({"dense": {"top1": 0.9, "nonzeros": 100.0}, "m": {"top1": 0.9, "nonzeros": 10.0}}), "m")
     assert page.headline(masked) == "10.0× fewer non-zero weights, same top-1"
     assert page.headline(Story("title", table_of({}))) == "title"
+    dense = {"macs": 1000.0, "bytes": 1000.0, "memory": 1000.0, "top1": 0.9}
+    little = Story("t", table_of({"dense": dense, "m": {"macs": 980.0, "bytes": 909.0, "memory": 950.0, "top1": 0.9}}), "m")
+    assert page.headline(little) == "1.1× smaller file, 1.05× less memory, same top-1"  # 2 % fewer MACs are not told
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.31, 0.34), (5, 5), (-3, 1e6), (0.1, 0.1000001), (1, 5)])

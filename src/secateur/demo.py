@@ -30,7 +30,7 @@ from .rounds import rounds
 from .sensitivity import Sensitivity, merge
 from .structure import Structure, weights
 from .surgery import shrink
-from .table import Column, Table
+from .table import Column, Table, factor, in_words
 from .tree import Scores
 
 EPOCHS, LEARNING, BATCH = 12, 5e-3, 64  # of the dense model
@@ -257,11 +257,12 @@ def told(table: Table) -> tuple[str, ...]:
     zeros = 1 - table.rows["connections"]["nonzeros"] / table.rows["dense"]["nonzeros"]
     straight, after = ({name: row[figure] for name, row in table.rows.items() if figure in row} for figure in ("straight", "top1"))
     return (
-        f"Channels: {times(table, 'channels', 'macs')} fewer MACs, {times(table, 'channels', 'bytes')} smaller file, a batch of 32 "
-        f"{speed(table, 'channels')}, {points(table, 'channels')}.",
+        f"Channels: {in_words(ratio(table, 'channels', 'macs'), 'fewer MACs', 'MACs')}, "
+        f"{in_words(ratio(table, 'channels', 'bytes'), 'smaller file', 'file size')}, a batch of 32 {speed(table, 'channels')}, "
+        f"{points(table, 'channels')}.",
         f"Connections: {zeros:.0%} of the weights are zero, {points(table, 'connections')} ({points(table, GRADUAL)} when cut gradually); "
         f"a batch of 32 {speed(table, 'connections')}, since zeros are stored and multiplied like other numbers; "
-        f"compressed the file is {times(table, 'connections', 'compressed')} smaller.",
+        f"compressed the file is {factor(ratio(table, 'connections', 'compressed'))} times smaller.",
         f"At the same budget, straight after the cut: channels {straight['channels']:.1%} against {rest(straight, 'channels')}, "
         f"connections {straight['connections']:.1%} against {rest(straight, 'connections')}; "
         f"after fine-tuning: channels {after['channels']:.1%} against {rest(after, 'channels')}, "
@@ -269,16 +270,16 @@ def told(table: Table) -> tuple[str, ...]:
     )
 
 
-def times(table: Table, row: str, column: str) -> str:
-    return f"{table.ratio(row, column) or 1.0:.1f} times"
+def ratio(table: Table, row: str, column: str) -> float:
+    return table.ratio(row, column) or 1.0
 
 
 def speed(table: Table, row: str) -> str:
     """How much faster, in words; a tenth either way is noise."""
-    ratio = table.ratio(row, "ms_32") or 1.0
-    if ratio >= 1.1:
-        return f"is {ratio:.1f} times as fast"
-    return "is no faster" if ratio > 0.9 else f"takes {1 / ratio:.1f} times as long"
+    faster = ratio(table, row, "ms_32")
+    if faster >= 1.1:
+        return f"is {factor(faster)} times as fast"
+    return "is no faster" if faster > 0.9 else f"takes {factor(1 / faster)} times as long"
 
 
 def points(table: Table, row: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import need
 from ..folders import write_text_atomic
-from ..table import Table, shown
+from ..table import Table, factor, shown
 from .depth_figures import HIGH, LEVELS, layer_curves, shades, strip
 from .figures import HEIGHT, WIDTH, Chart, chart, cut_at, histogram
 from .story import Reasons, Story, Unit
@@ -74,7 +74,7 @@ def headline(story: Story) -> str:
 def told(table: Table, row: str, what: dict[str, str]) -> list[str]:
     """The gains worth telling: 5 % and more."""
     ratios = {name: table.ratio(row, name) for name in what if name in table.columns}
-    return [f"{ratio:.1f}× {what[name]}" for name, ratio in ratios.items() if ratio is not None and ratio >= 1.05]
+    return [f"{factor(ratio)}× {what[name]}" for name, ratio in ratios.items() if ratio is not None and ratio >= 1.05]
 
 
 def cost(table: Table, row: str) -> list[str]:
