@@ -272,6 +272,7 @@ def test_what_prune_writes_is_what_it_says(here: Path, capsys: pytest.CaptureFix
     record = json.loads((here / "out" / "split.json").read_text())
     assert sorted(record["train"] + record["validation"] + record["test"]) == list(range(200))
     page = (here / "out" / "report.html").read_bytes()
+    assert b"top-1 against the amount removed, on the validation split</h3>" in page
     (here / "out" / "report.html").unlink()
     assert run(["report", "out"]) == 0
     assert (here / "out" / "report.html").read_bytes() == page

@@ -22,7 +22,7 @@ from .finetune import Tuned, finetune
 from .folders import replacing
 from .frontends.batches import Batches, Splits
 from .frontends.data import data_of
-from .journey import CURVE, classification, curve_of, example_in, machine, refuse_foreign
+from .journey import CURVE, VALIDATION, classification, curve_of, example_in, machine, refuse_foreign
 from .plan import Plan
 from .progress import Bar, silent
 from .report import Story, story_of, write_report
@@ -120,6 +120,7 @@ def run_demo(folder: str | Path = "secateur-demo", seed: int = 0, bar: Bar = lam
         story = story_of(
             chosen.plan, chosen.sensitivity, chosen.scores, table, curve=curve, history=chosen.tuned.history, local=LOCAL,
             title="Secateur's demo: handwritten digits", subject="channels", machine=machine(), notes=[*told(table), CURVE],
+            curves_on=VALIDATION,
         )  # fmt: skip
     for name in ("connections", GRADUAL, "channels"):
         cut = cuts[name]

@@ -71,7 +71,7 @@ class Reasons:
 class Story:
     """title, made (how, in words), machine (where, a line); table, with the row that the story is about; curve: series -> points with an
     "amount" and metrics; history: a dict per epoch of fine-tuning; frozen: what could not be touched, and why; depth: the sensitivity page;
-    layer_curves: group -> points of what it alone does, the first at amount 0."""
+    layer_curves: group -> points of what it alone does, the first at amount 0; curves_on: what both kinds of curves were measured on."""
 
     title: str
     table: Table
@@ -87,6 +87,7 @@ class Story:
     notes: tuple[str, ...] = ()
     depth: Depth | None = None
     layer_curves: dict[str, tuple[dict[str, float], ...]] = field(default_factory=dict)
+    curves_on: str = ""
 
     def to_json(self) -> str:
         told = {key: value for key, value in asdict(self).items() if key != "table"}
@@ -122,10 +123,12 @@ def story_of(
     by_rounds: bool = False,
     layer_curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
     scoped: Callable[[Scores], Scores] | None = None,
+    curves_on: str = "",
 ) -> Story:
     """The story of a plan. scores: the merged ones that it was selected by; local: the weight that local sensitivity had in them.
 
     layer_curves: group -> points with an "amount" and metrics, the first being the whole model's, at amount 0.
+    curves_on: the data of both kinds of curves, in words ("validation split").
 
     by_rounds: the scores are those of the first of several rounds. The later ones decided by others, so that there is no one cut in these,
     and what local sensitivity protected cannot be told from them.
@@ -178,6 +181,7 @@ def story_of(
         tuple(notes),
         depth_of(plan.keep, sensitivity) if sensitivity else None,
         {} if layer_curves is None else {str(name): tuple(finite(point) for point in points) for name, points in layer_curves.items()},
+        curves_on,
     )
 
 
