@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from zoo import need_torchvision
 
 pytest.importorskip("typer")
 
+import secateur
 from secateur import PlanMismatch, Sensitivity, cli_prune, load, merge, read_plan, read_sensitivity
 from secateur import latency as clock
 from secateur.__main__ import main
@@ -134,7 +136,12 @@ BAD: dict[str, tuple[list[str], str]] = {
     "amount below 0": (pruning(amount=-0.1), "0..1"),
     "amount that is no number": (pruning(amount="half"), "--amount"),
     "neither amount nor threshold": (pruning(amount=None), "--threshold"),
-    "both amount and threshold": (pruning(threshold=0.1), "either"),
+    "both amount and threshold": (pruning(threshold=0.1), "Leave out --amount or --threshold."),
+    "both amount and budget": (
+        pruning(of="macs", budget="7 kB"),
+        'Leave out --amount or --budget; or ask for both in one budget: --budget "macs=0.5, 7 kB".',
+    ),
+    "amount, budget and drop": (pruning(budget="7 kB", drop=1), "Leave out all but one."),
     "out of reach": (pruning(amount=0.999, of="macs"), "at most"),
     "loss not a number": (pruning(loss="net.py:not_a_number"), "batch 0 the loss is nan"),
     "loss without derivative": (pruning(loss="net.py:without_derivative"), "batch 0 the loss"),
@@ -155,7 +162,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a budget of an unknown cost": (pruning(amount=None, budget="flops=30M"), "no cost 'flops'"),
     "a budget out of reach": (pruning(amount=None, budget="10 B"), "budget of 10 bytes is out of reach"),
     "a drop below 0": (pruning(amount=None, drop=-1), "drop= is a number of points"),
-    "both amount and drop": (pruning(drop=1), "either"),
+    "both amount and drop": (pruning(drop=1), "Leave out --amount or --drop."),
     "gradually to a drop": (pruning(amount=None, drop=1, schedule="cubic"), "--amount"),
     "gradually to milliseconds": (pruning(of="latency", schedule="cubic"), "counts units, parameters"),
     "no such group to keep": (pruning(keep="conv9"), "No group is called 'conv9'"),
@@ -211,6 +218,12 @@ def test_bad_input_is_one_line_and_writes_nothing(case: str, here: Path, capsys:
     assert said.err.startswith("secateur: ") and said.err.count("\n") == 1 and said.err.endswith(".\n")
     assert fact in said.err
     assert files(here) == before
+
+
+def test_it_says_which_version_it_is(capsys: pytest.CaptureFixture[str]):
+    assert run(["--version"]) == 0
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert capsys.readouterr().out == f"secateur {project['version']}\n" and secateur.__version__ == project["version"]
 
 
 def test_a_folder_that_is_not_ours_is_refused_before_anything_is_computed(here: Path, capsys, monkeypatch: pytest.MonkeyPatch):
@@ -347,7 +360,7 @@ def test_shares_and_sizes_in_one_budget(here: Path):
     plan = read_plan("out")
     assert plan.cost["macs"][1] <= 0.6 * plan.cost["macs"][0] and plan.cost["bytes"][1] <= 3500
     assert plan.made["amount"] == {"macs": 0.4}
-    assert run(pruning(amount=0.2, of="parameters", budget="macs=0.6", quiet=True)) == 0
+    assert run(pruning(amount=None, budget="parameters=0.2, macs=0.6", quiet=True)) == 0
     plan = read_plan("out")
     assert plan.cost["macs"][1] <= 0.4 * plan.cost["macs"][0] and plan.made["amount"] == {"parameters": 0.2, "macs": 0.6}
 

@@ -35,6 +35,7 @@ from .cli_options import (
     Sensitivities,
     Structure,
     Units,
+    Version,
     Weights,
 )
 from .cli_prune import Stopped, prune_into
@@ -75,6 +76,11 @@ def say(quiet: bool, *drawn: object) -> None:
             console.print(item)
 
 
+@app.callback()
+def every(version: Version = False) -> None:
+    """What all commands have."""
+
+
 @app.command(epilog=example("inspect net.py:build --example 1,3,32,32"))
 def inspect(
     model: Model,
@@ -106,7 +112,7 @@ def measure(
     contexts: Contexts = "batch",
     enough: Enough = None,
     amount: Annotated[float, typer.Option(metavar="0..1", help="the cut that they have to agree on")] = 0.5,
-    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="to go on from after a stop")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="to go on from after a stop, written every 30 s")] = None,
     units: Units = None,
     exact: Exact = False,
     as_graph: AsGraph = False,

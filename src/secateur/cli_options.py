@@ -10,6 +10,14 @@ import typer
 from .api import STRUCTURES
 from .contexts import CONTEXTS
 from .journey import seed_in_range
+from .version import __version__
+
+
+def tell_version(asked: bool) -> None:
+    if asked:
+        print(f"secateur {__version__}")
+        raise typer.Exit()
+
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function, a.module:function, timm:NAME, ...")]
 Weights = Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or a .pt/.pth/.th state dict")]
@@ -30,3 +38,4 @@ Force = Annotated[bool, typer.Option("--force", help="replace a folder that is n
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, no table")]
 Sensitivities = Annotated[Path | None, typer.Option("--sensitivity", metavar="FILE", help="of secateur measure, not measured again")]
 Enough = Annotated[float | None, typer.Option(metavar="0..1", help="stop when halves of the data agree so far")]
+Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=tell_version, help="Show the version and exit.")]
