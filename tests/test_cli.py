@@ -25,6 +25,7 @@ import secateur
 from secateur import PlanMismatch, Sensitivity, cli_prune, load, merge, read_plan, read_sensitivity
 from secateur import latency as clock
 from secateur.__main__ import main
+from secateur.api import SCOPES_OF_A_RUN
 from secateur.cli import run
 from secateur.frontends.models import build_of
 
@@ -248,7 +249,7 @@ def test_a_folder_that_cannot_be_written_is_refused(here: Path, capsys):
 def example_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     assert run([command, "--help"]) == 0
     said = capsys.readouterr().out
-    assert len(said.splitlines()) <= 48 and max(map(len, said.splitlines())) <= 80, "the help does not fit a screen"
+    assert len(said.splitlines()) <= 60 and max(map(len, said.splitlines())) <= 80, "the help does not fit a screen"
     found = re.search(r"Example: secateur (.*)\n\Z", said)  # on one line, to be copied
     assert found, "the help does not end with an example"
     return found[1].split()
@@ -271,6 +272,15 @@ def test_the_example_of_every_help_runs(here: Path, capsys: pytest.CaptureFixtur
     }  # fmt: skip
     assert isinstance(read_sensitivity(here / "s.safetensors"), Sensitivity)
     assert example_of("demo", capsys) == ["demo"]
+
+
+@pytest.mark.parametrize("command", ["measure", "prune", "curves"])
+def test_the_help_lists_what_there_is_to_choose_from(command: str, capsys: pytest.CaptureFixture[str]):
+    assert run([command, "--help"]) == 0
+    lists = dict(re.findall(r"^  (Criteria|Scopes): (.*?)\n\n", capsys.readouterr().out, re.MULTILINE | re.DOTALL))
+    named = {title: tuple(" ".join(names.split()).split(", ")) for title, names in lists.items()}
+    assert named.pop("Criteria") == tuple(secateur.CRITERIA)
+    assert named == ({"Scopes": (*secateur.SCOPES, *SCOPES_OF_A_RUN)} if command == "prune" else {})
 
 
 def test_what_prune_writes_is_what_it_says(here: Path, capsys: pytest.CaptureFixture[str]):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from .api import STRUCTURES, structure_of
-from .cli_asked import Asked, kinds_of, local_in
+from .cli_asked import ALL_SCOPES, Asked, kinds_of, local_in
 from .cli_curves import curves_into
 from .cli_evaluate import evaluate_folder
 from .cli_explain import explain_folder
@@ -41,6 +42,7 @@ from .cli_options import (
 from .cli_prune import Stopped, prune_into
 from .cli_report import report_again
 from .cli_tables import by_model, curves_table, frozen_table, groups_table, notes_on, ranking_table, text, totals
+from .criteria import CRITERIA
 from .distributed import launched
 from .errors import SecateurError
 from .frontends.data import data_of
@@ -58,8 +60,10 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-def example(line: str) -> str:
-    return f"\b\nExample: secateur {line}"  # in one piece, to be copied
+def example(line: str, **names: Iterable[str]) -> str:
+    """What a help ends with: the names to choose from, and a line in one piece, to be copied."""
+    lists = [fill(f"{title.capitalize()}: {', '.join(known)}", 76, break_on_hyphens=False) for title, known in names.items()]
+    return "\n\n".join(f"\b\n{part}" for part in (*lists, f"Example: secateur {line}"))
 
 
 def written(context: typer.Context, option: str) -> bool:
@@ -99,7 +103,7 @@ def inspect(
     say(False, *(f"note: {text(note)}" for note in notes_on(found, as_graph)))
 
 
-@app.command(epilog=example("measure net.py:build --data net.py:data --out s.safetensors"))
+@app.command(epilog=example("measure net.py:build --data net.py:data --out s.safetensors", criteria=CRITERIA))
 def measure(
     model: Model,
     data: Data,
@@ -145,7 +149,7 @@ def measure(
     say(quiet, f"{sensitivity.samples} samples, {sensitivity.count} contexts; written to {text(out)}")
 
 
-@app.command(epilog=example("prune net.py:build --data net.py:data --amount 0.5 --out out"))
+@app.command(epilog=example("prune net.py:build --data net.py:data --amount 0.5 --out out", criteria=CRITERIA, scopes=ALL_SCOPES))
 def prune(
     context: typer.Context,
     model: Model,
@@ -163,7 +167,7 @@ def prune(
     criterion: Criterion = "taylor",
     contexts: Contexts = "batch",
     local: Annotated[str, typer.Option(metavar="0..1|rms", help="the weight of local sensitivity")] = "0",
-    scope: Annotated[str, typer.Option(metavar="NAME", help="global, layer, per-mac, per-ms, ...")] = "global",
+    scope: Annotated[str, typer.Option(metavar="NAME", help="how groups compare, one of those below")] = "global",
     multiple: Multiple = 1,
     least: Annotated[str, typer.Option(metavar="N", help="every group keeps: 4, 0.1 or name=4,..")] = "1",
     most: Annotated[str, typer.Option(metavar="N", help="may leave a group: 4, 0.5 or name=4,..")] = "1.0",
@@ -226,7 +230,7 @@ def explain(
     print(found.to_json() if as_json else found.text())
 
 
-@app.command(epilog=example("curves net.py:build --data net.py:data --out curves.json"))
+@app.command(epilog=example("curves net.py:build --data net.py:data --out curves.json", criteria=CRITERIA))
 def curves(
     model: Model,
     data: Data,

@@ -30,6 +30,8 @@ from .structure import Structure, as_graph
 from .structure.channels import ALL_KINDS
 from .task import Loss
 
+ALL_SCOPES = (*SCOPES, *SCOPES_OF_A_RUN)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -138,7 +140,7 @@ def check(asked: Asked) -> None:
     one_of(asked.structure, STRUCTURES, "structure")
     contexts_of(asked.contexts)
     one_of(asked.of, (*COSTS, *RUN), "cost")
-    one_of(asked.scope, (*SCOPES, *SCOPES_OF_A_RUN), "scope")
+    one_of(asked.scope, ALL_SCOPES, "scope")
     one_of(asked.schedule, SCHEDULES, "schedule")
     one_of(asked.repair, ("statistics", "none"), "repair")
     kinds_of(asked.units, asked.structure)

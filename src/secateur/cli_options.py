@@ -24,7 +24,7 @@ Weights = Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors
 Data = Annotated[str, typer.Option(metavar="DATA", help="f.py:name, folder:PATH, npz:PATH or digits")]
 Loss = Annotated[str | None, typer.Option(metavar="F.PY:NAME", help="loss(outputs, targets), else cross entropy")]
 Structure = Annotated[str, typer.Option(metavar="NAME", help=" or ".join(STRUCTURES))]
-Criterion = Annotated[str, typer.Option(metavar="NAME", help="fisher, magnitude, ... or f.py:name")]
+Criterion = Annotated[str, typer.Option(metavar="NAME", help="one of those below, or f.py:name")]
 Contexts = Annotated[str, typer.Option(metavar="NAME", help=", ".join(CONTEXTS) + " or f.py:name")]
 Example = Annotated[str | None, typer.Option(metavar="SIZES", help="of the inputs: 1,3,32,32; else from the data")]
 Exact = Annotated[bool, typer.Option("--exact", help="leave groups whole that shrink only nearly exactly")]
