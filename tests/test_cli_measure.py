@@ -65,7 +65,25 @@ def test_it_stops_when_it_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*MEASURE, "s", "--enough", "0.5", "--amount", "0.8"]) == 0
     found = read_sensitivity("s")
     assert 8 <= found.count < 40 and found.stability and found.stability.agreement >= 0.5 and found.stability.amount == 0.8
-    assert f"{8 * found.count} samples, {found.count} contexts" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{8 * found.count} samples, {found.count} contexts" in said
+    assert f"Stopped early, after {8 * found.count} samples and {found.count} contexts: halves of the data agreed on 50%" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--enough", "1"], "Not stopped early: it took all 320 samples and 40 contexts."),
+        (["--enough", "0", "--samples", "72"], "Stopped early, after 64 samples and 8 contexts: "),  # before the last batch, which was read
+        (["--enough", "0", "--samples", "64"], "Not stopped early: it took all 64 samples and 8 contexts."),
+        (["--enough", "0", "--contexts", "class", "--samples", "72"], "Stopped early, after "),
+        ([], ""),
+    ],
+)
+def test_it_says_what_it_took_and_whether_it_stopped_early(capsys: pytest.CaptureFixture[str], options: list[str], says: str) -> None:
+    assert run([*MEASURE, "s", *options]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert says in said and ("topped early" in said) == bool(options)
 
 
 def test_a_checkpoint_goes_when_it_is_done(here: Path) -> None:

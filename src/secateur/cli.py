@@ -16,7 +16,7 @@ from .cli_asked import ALL_SCOPES, Asked, kinds_of, local_in
 from .cli_curves import curves_into
 from .cli_evaluate import evaluate_folder
 from .cli_explain import explain_folder
-from .cli_measure import Early, contexts_of, refuse, sure
+from .cli_measure import Counted, Early, contexts_of, refuse, sure, taken
 from .cli_options import (
     AsGraph,
     Batch,
@@ -138,14 +138,15 @@ def measure(
             inputs = example_in(splits.train, example)
             net = graph(net, inputs) if as_graph else net
             found = structure_of(net, inputs, structure, exact, kinds)
-            task = Task(net, First(splits.train, samples), loss_of(loss), seed)
+            read = Counted(First(splits.train, samples))
+            task = Task(net, read, loss_of(loss), seed)
             early = Early(bar("measuring"), quiet)
             sensitivity = measured(
                 task, found, chosen, cut, progress=early.progress, watch=early.watch, checkpoint=checkpoint, enough=enough, amount=amount
             )
         if group.rank == 0:
             write_sensitivity(out, sensitivity)
-    say(quiet, ranking_table(sensitivity), *map(text, sure(sensitivity)))
+    say(quiet, ranking_table(sensitivity), *map(text, [*sure(sensitivity), *taken(sensitivity, read, enough)]))
     say(quiet, f"{sensitivity.samples} samples, {sensitivity.count} contexts; written to {text(out)}")
 
 
