@@ -92,6 +92,17 @@ def nothing():
 def flat():
     return nn.Identity()
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x).relu()
+
+def one_block():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
 def not_a_number(outputs, targets):
     return outputs.sum() * float("nan")
 
@@ -447,6 +458,20 @@ def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[dict[str
     leaves, _, stays = said.partition("What stays whole")
     lines = [{line.split()[0]: line.split()[1:] for line in part.splitlines() if line.strip()} for part in (leaves, stays)]
     return lines[0], lines[1], said
+
+
+@pytest.mark.parametrize(
+    ("model", "structure", "says"),
+    [
+        ("build", "layers", "Nothing may leave: no module of it is skipped by a residual connection. Try another --structure. 0 groups"),
+        ("one_block", "layers", "1 1 layer it is the only layer that could be skipped, and one has to stay"),
+        ("flat", "channels", "Nothing may leave: no dimension of its weights is a channel. Try another --structure. 0 groups"),
+    ],
+)
+def test_inspect_says_why_nothing_may_leave(model: str, structure: str, says: str, here: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["inspect", f"net.py:{model}", "--example", "1,3,32,32", "--structure", structure]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert says in said and said.startswith("Nothing may leave") and "What may leave" not in said
 
 
 def test_inspect_says_where_a_graph_would_reach_further(here: Path, capsys: pytest.CaptureFixture[str]):

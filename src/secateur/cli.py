@@ -41,7 +41,7 @@ from .cli_options import (
 )
 from .cli_prune import Stopped, prune_into
 from .cli_report import report_again
-from .cli_tables import by_model, curves_table, frozen_table, groups_table, notes_on, ranking_table, text, totals
+from .cli_tables import by_model, curves_table, frozen_table, groups_table, none_may, notes_on, ranking_table, text, totals
 from .criteria import CRITERIA
 from .distributed import launched
 from .errors import SecateurError
@@ -99,7 +99,7 @@ def inspect(
     one_of(structure, STRUCTURES, "structure")
     kinds, net, inputs = kinds_of(units, structure), model_of(model, weights), example_of(example)
     found = structure_of(graph(net, inputs) if as_graph else net, inputs, structure, exact, kinds)
-    say(False, groups_table(found), *([frozen_table(found)] if found.frozen else []), totals(found))
+    say(False, groups_table(found) if found.groups else none_may(found), *([frozen_table(found)] if found.frozen else []), totals(found))
     say(False, *(f"note: {text(note)}" for note in notes_on(found, as_graph)))
 
 
