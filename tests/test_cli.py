@@ -28,6 +28,7 @@ from secateur.__main__ import main
 from secateur.api import SCOPES_OF_A_RUN
 from secateur.cli import run
 from secateur.frontends.models import build_of
+from secateur.table import Table
 
 NET = """
 import torch
@@ -85,6 +86,9 @@ def data():
 
 def too_many_classes():
     return samples(12)
+
+def residual():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *(Block() for _ in range(3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
 
 def nothing():
     return torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long)
@@ -208,6 +212,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "seed of measure": ([*MEASURE, "s.safetensors", "--seed", "-1"], "0..4294967295"),
     "seed of demo": (["demo", "--seed", "-1"], "0..4294967295"),
     "gradually to a threshold": (pruning(amount=None, threshold=0.1, schedule="cubic"), "--amount"),
+    "layers in rounds": (pruning(structure="layers", schedule="cubic"), "removes channels or connections. Leave --schedule out"),
     "an option that is not there": (pruning(speed=3), "--speed"),
     "data left out": (["prune", "net.py:build", "--out", "out"], "--data"),
     "no such command": (["proon"], "proon"),
@@ -342,6 +347,38 @@ def test_scores_per_millisecond_and_why_they_decided(here: Path, capsys: pytest.
     assert run(["explain", "out", "--unit", f"{group}:{place}", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["cut"] == plan.made["cut"] >= told["ranked_by"] != told["score"]
+
+
+FOLDERS: dict[str, tuple[dict[str, object], str, str]] = {
+    "channels": ({}, "0:3", "0:3 (channel) "),
+    "channels, round by round": ({"schedule": "linear", "steps": 2}, "0:3", "after rounds that each measured anew"),
+    "channels of a graph": ({"as_graph": True, "scope": "layer"}, "0:3", "0:3 (channel) "),
+    "channels of a file": ({"sensitivity": "s.safetensors", "scope": "lamp"}, "0:3", ", ranked as "),
+    "connections": ({"structure": "weights"}, "1.conv.weight:3,2,1,1", "1.conv.weight:3,2,1,1 (connection) "),
+    "connections, round by round": ({"structure": "weights", "schedule": "cubic", "steps": 2}, "6.weight:3,2", "(connection) "),
+    "layers": ({"structure": "layers", "scope": "per-mac"}, "layers:1", "layers:1 (2) (layer) "),
+    "a layer by its path": ({"structure": "layers", "amount": None, "threshold": 0.1}, "2", "layers:1 (2) (layer) "),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_explain_takes_every_folder_that_prune_writes(case: str, here: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli_prune, "compare", lambda *models, **options: Table({}, {}))  # what takes the most time is not asked for here
+    options, unit, says = FOLDERS[case]
+    usual: dict[str, object] = {"model": "net.py:residual", "weights": None, "amount": 0.4, "samples": 64, "quiet": True}
+    if "sensitivity" in options:
+        assert run(["measure", "net.py:residual", "--data", "net.py:data", "--out", "s.safetensors", "--quiet"]) == 0
+    else:
+        usual["contexts"] = "class"
+    assert run(pruning(**usual | options)) == 0
+    assert run(["explain", "out", "--unit", unit]) == 0
+    said, plan = capsys.readouterr(), read_plan("out")
+    assert says in said.out and said.err == ""
+    assert f" of {sum(mask.numel() for mask in plan.keep.values()):,} from the least needed" in said.out
+    assert ("who needs it:" in said.out) == (usual.get("contexts") == "class")
+    assert run(["explain", "out", "--unit", "elsewhere:1"]) == 2
+    units = "connections" if plan.structure == "weights" else plan.structure
+    assert f"Its units are {units}." in capsys.readouterr().err
 
 
 def test_a_sensitivity_is_used_instead_of_measuring_again(here: Path, capsys, monkeypatch: pytest.MonkeyPatch):

@@ -223,7 +223,7 @@ def evaluate(
 @app.command(epilog=example("explain out --unit 0:3"))
 def explain(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that prune wrote")],
-    unit: Annotated[str, typer.Option(metavar="GROUP:PLACE", help="layer2.0.conv1:5; of a connection conv1.weight:3,5,1,1")],
+    unit: Annotated[str, typer.Option(metavar="GROUP:PLACE", help="layer2.0.conv1:5, conv1.weight:3,5,1,1 or layer3.1")],
     as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
 ) -> None:
     """Say why a unit went or stayed, what it cost, who needed it, and what would have gone instead."""

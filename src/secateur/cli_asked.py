@@ -156,6 +156,8 @@ def check(asked: Asked) -> None:
         raise BadInput("A gradual schedule rises to an amount, not to a threshold, budget or drop. Give --amount, or --schedule one-shot.")
     if asked.gradual and (asked.of in RUN or asked.scope in SCOPES_OF_A_RUN):
         raise BadInput(f"A gradual schedule counts {', '.join(COSTS)}. Give one of them with --of and --scope, or --schedule one-shot.")
+    if asked.gradual and asked.structure == "layers":
+        raise BadInput("A gradual schedule removes channels or connections. Leave --schedule out, or give --structure channels or weights.")
     for option, given in (("sensitivity", asked.sensitivity), ("enough", asked.enough)):
         if asked.gradual and given is not None:
             raise BadInput(f"A gradual schedule measures anew in every round. Leave --{option} out, or give --schedule one-shot.")

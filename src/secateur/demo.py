@@ -125,8 +125,8 @@ def run_demo(folder: str | Path = "secateur-demo", seed: int = 0, bar: Bar = lam
     for name in ("connections", GRADUAL, "channels"):
         cut = cuts[name]
         plan = cut.plan.note(model="secateur.demo:build", data="digits", seed=seed)
-        extra = files_of(cut.structure, cut.sensitivity, cut.scores, cut.plan) if cut is chosen else None  # what `explain` reads
-        save(place / name.rpartition(", ")[2], cut.tuned.model, plan, force=True, extra=extra)
+        explained = files_of(cut.structure, cut.sensitivity, cut.scores, cut.plan)
+        save(place / name.rpartition(", ")[2], cut.tuned.model, plan, force=True, extra=explained)
     write_report(place / "report.html", story)
     return Demo(table, story, story.notes, place / "report.html")
 
@@ -211,15 +211,16 @@ def at_once(structure: str, amount: float, of: str, criterion: str, name: str) -
 
 
 def gradual(dense: nn.Module, splits: Splits, seed: int, bar: Bar) -> Cut:
-    """As many epochs in all, but one after each of as many rounds."""
-    last, units = None, weights(dense)
+    """As many epochs in all, but one after each of as many rounds; its scores are those of the first."""
+    first, last, units = None, None, weights(dense)
     for step in rounds(
         dense, example_in(splits.train), splits.train, classification, amount=CONNECTIONS, steps=TUNING, schedule="cubic",
         structure="weights", contexts="class", local=LOCAL, of="units", seed=seed, progress=bar("measuring, round by round"),
     ):  # fmt: skip
         tuned = tuned_on(step.model, splits, seed + step.number, 1, bar, f"fine-tuning round {step.number}")
         step.model.load_state_dict(tuned.model.state_dict())
-        last = Cut(shrink(step.before, step.cut), tuned, step.plan, units, step.sensitivity, merge(step.sensitivity, LOCAL))
+        first = first or step.sensitivity
+        last = Cut(shrink(step.before, step.cut), tuned, step.plan, units, first, merge(first, LOCAL))
     assert last is not None
     return last
 
