@@ -218,6 +218,14 @@ def test_the_headline_has_the_numbers():
     assert page.headline(little) == "1.1× smaller file, 1.05× less memory, same top-1"  # 2 % fewer MACs are not told
 
 
+def test_units_are_called_what_they_are():
+    _, plan, measured, scores = a_story({"layers": (40,)})
+    for structure, word in (("channels", "channels"), ("weights", "connections"), ("layers", "layers")):
+        told = story_of(replace(plan, structure=structure), measured, scores)
+        assert f" of 40 {word} stay." in render(told)
+        assert len(told.reasons[0].units) == (12 if structure == "weights" else 40)
+
+
 def test_charts_of_accuracy_say_which_data_they_show():
     story = replace(full(SHAPES), curves_on="validation split")
     assert [chart.title for chart in page.charts(Story.from_json(story.to_json()))] == [

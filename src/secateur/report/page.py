@@ -15,6 +15,7 @@ from .story import Reasons, Story, Unit
 
 HERE = Path(__file__).parent
 CURVES = {"top1": "top-1", "worst_class": "worst class", "top5": "top-5"}
+WORDS = {"weights": "connection", "layers": "layer"}  # what a unit is called
 EPOCHS = {"loss": "training loss", "validation_top1": "validation top-1"}  # figures of fine-tuning; others are called as they are
 SPARED = {"macs": "fewer MACs", "bytes": "smaller file", "memory": "less memory"}  # what the headline tells first
 
@@ -57,7 +58,7 @@ def render(story: Story) -> str:
         gone=sum(layer.size - layer.kept for layer in story.layers),
         units=sum(layer.size for layer in story.layers),
         opened=most_telling(story),
-        word="connection" if story.structure == "weights" else "channel",
+        word=WORDS.get(story.structure, "channel"),
         shown=shown,
         size=(WIDTH, HEIGHT),
     )

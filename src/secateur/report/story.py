@@ -218,7 +218,7 @@ def tell(
     for name in pool:
         here = slice(start, start + scores[name].numel())
         start = here.stop
-        chosen, listed = choose(scores[name], keep[name], plan.structure == "channels")
+        chosen, listed = choose(scores[name], keep[name], plan.structure != "weights")
         units = []
         for index in chosen:
             place = here.start + index
@@ -245,7 +245,7 @@ def tell(
 def choose(scores: Tensor, keep: Tensor, all_of_them: bool) -> tuple[list[int], str]:
     """Which units of a group are listed, least needed first, and what to say of those that are not.
 
-    All channels up to LISTED, then those nearest the cut; of connections the strongest removed and the weakest kept.
+    All channels (or layers) up to LISTED, then those nearest the cut; of connections the strongest removed and the weakest kept.
     """
     count = len(scores)
     if all_of_them and count <= LISTED:
