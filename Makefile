@@ -35,6 +35,7 @@ clean:
 
 # A stamp is written last: an installation that was interrupted is made again. The extras are `all` and `dev`.
 $(VENV)/%.stamp: pyproject.toml constraints.txt
+	@echo "Installing Secateur, PyTorch and what they need (the extras [$*]) into $(VENV), 1 GB and more: a minute or several, by your network."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
 	touch $@

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +21,14 @@ from zoo import need_torchvision
 
 pytest.importorskip("typer")
 
+import secateur
 from secateur import PlanMismatch, Sensitivity, cli_prune, load, merge, read_plan, read_sensitivity
 from secateur import latency as clock
 from secateur.__main__ import main
+from secateur.api import SCOPES_OF_A_RUN
 from secateur.cli import run
 from secateur.frontends.models import build_of
+from secateur.table import Table
 
 NET = """
 import torch
@@ -83,11 +87,25 @@ def data():
 def too_many_classes():
     return samples(12)
 
+def residual():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *(Block() for _ in range(3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
 def nothing():
     return torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long)
 
 def flat():
     return nn.Identity()
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x).relu()
+
+def one_block():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
 
 def not_a_number(outputs, targets):
     return outputs.sum() * float("nan")
@@ -134,7 +152,12 @@ BAD: dict[str, tuple[list[str], str]] = {
     "amount below 0": (pruning(amount=-0.1), "0..1"),
     "amount that is no number": (pruning(amount="half"), "--amount"),
     "neither amount nor threshold": (pruning(amount=None), "--threshold"),
-    "both amount and threshold": (pruning(threshold=0.1), "either"),
+    "both amount and threshold": (pruning(threshold=0.1), "Leave out --amount or --threshold."),
+    "both amount and budget": (
+        pruning(of="macs", budget="7 kB"),
+        'Leave out --amount or --budget; or ask for both in one budget: --budget "macs=0.5, 7 kB".',
+    ),
+    "amount, budget and drop": (pruning(budget="7 kB", drop=1), "Leave out all but one."),
     "out of reach": (pruning(amount=0.999, of="macs"), "at most"),
     "loss not a number": (pruning(loss="net.py:not_a_number"), "batch 0 the loss is nan"),
     "loss without derivative": (pruning(loss="net.py:without_derivative"), "batch 0 the loss"),
@@ -155,7 +178,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a budget of an unknown cost": (pruning(amount=None, budget="flops=30M"), "no cost 'flops'"),
     "a budget out of reach": (pruning(amount=None, budget="10 B"), "budget of 10 bytes is out of reach"),
     "a drop below 0": (pruning(amount=None, drop=-1), "drop= is a number of points"),
-    "both amount and drop": (pruning(drop=1), "either"),
+    "both amount and drop": (pruning(drop=1), "Leave out --amount or --drop."),
     "gradually to a drop": (pruning(amount=None, drop=1, schedule="cubic"), "--amount"),
     "gradually to milliseconds": (pruning(of="latency", schedule="cubic"), "counts units, parameters"),
     "no such group to keep": (pruning(keep="conv9"), "No group is called 'conv9'"),
@@ -189,6 +212,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "seed of measure": ([*MEASURE, "s.safetensors", "--seed", "-1"], "0..4294967295"),
     "seed of demo": (["demo", "--seed", "-1"], "0..4294967295"),
     "gradually to a threshold": (pruning(amount=None, threshold=0.1, schedule="cubic"), "--amount"),
+    "layers in rounds": (pruning(structure="layers", schedule="cubic"), "removes channels or connections. Leave --schedule out"),
     "an option that is not there": (pruning(speed=3), "--speed"),
     "data left out": (["prune", "net.py:build", "--out", "out"], "--data"),
     "no such command": (["proon"], "proon"),
@@ -213,6 +237,12 @@ def test_bad_input_is_one_line_and_writes_nothing(case: str, here: Path, capsys:
     assert files(here) == before
 
 
+def test_it_says_which_version_it_is(capsys: pytest.CaptureFixture[str]):
+    assert run(["--version"]) == 0
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert capsys.readouterr().out == f"secateur {project['version']}\n" and secateur.__version__ == project["version"]
+
+
 def test_a_folder_that_is_not_ours_is_refused_before_anything_is_computed(here: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     (here / "out").mkdir()
     (here / "out" / "thesis.txt").write_text("years of work")
@@ -235,7 +265,7 @@ def test_a_folder_that_cannot_be_written_is_refused(here: Path, capsys):
 def example_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     assert run([command, "--help"]) == 0
     said = capsys.readouterr().out
-    assert len(said.splitlines()) <= 48 and max(map(len, said.splitlines())) <= 80, "the help does not fit a screen"
+    assert len(said.splitlines()) <= 60 and max(map(len, said.splitlines())) <= 80, "the help does not fit a screen"
     found = re.search(r"Example: secateur (.*)\n\Z", said)  # on one line, to be copied
     assert found, "the help does not end with an example"
     return found[1].split()
@@ -260,6 +290,15 @@ def test_the_example_of_every_help_runs(here: Path, capsys: pytest.CaptureFixtur
     assert example_of("demo", capsys) == ["demo"]
 
 
+@pytest.mark.parametrize("command", ["measure", "prune", "curves"])
+def test_the_help_lists_what_there_is_to_choose_from(command: str, capsys: pytest.CaptureFixture[str]):
+    assert run([command, "--help"]) == 0
+    lists = dict(re.findall(r"^  (Criteria|Scopes): (.*?)\n\n", capsys.readouterr().out, re.MULTILINE | re.DOTALL))
+    named = {title: tuple(" ".join(names.split()).split(", ")) for title, names in lists.items()}
+    assert named.pop("Criteria") == tuple(secateur.CRITERIA)
+    assert named == ({"Scopes": (*secateur.SCOPES, *SCOPES_OF_A_RUN)} if command == "prune" else {})
+
+
 def test_what_prune_writes_is_what_it_says(here: Path, capsys: pytest.CaptureFixture[str]):
     assert run(pruning(of="macs", local=0.3, contexts="class", tune=1, curve=16, criterion="net.py:upside_down")) == 0
     small, plan = load("out", build_of("net.py:build")), read_plan("out")
@@ -272,6 +311,7 @@ def test_what_prune_writes_is_what_it_says(here: Path, capsys: pytest.CaptureFix
     record = json.loads((here / "out" / "split.json").read_text())
     assert sorted(record["train"] + record["validation"] + record["test"]) == list(range(200))
     page = (here / "out" / "report.html").read_bytes()
+    assert b"top-1 against the amount removed, on the validation split</h3>" in page
     (here / "out" / "report.html").unlink()
     assert run(["report", "out"]) == 0
     assert (here / "out" / "report.html").read_bytes() == page
@@ -307,6 +347,38 @@ def test_scores_per_millisecond_and_why_they_decided(here: Path, capsys: pytest.
     assert run(["explain", "out", "--unit", f"{group}:{place}", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["cut"] == plan.made["cut"] >= told["ranked_by"] != told["score"]
+
+
+FOLDERS: dict[str, tuple[dict[str, object], str, str]] = {
+    "channels": ({}, "0:3", "0:3 (channel) "),
+    "channels, round by round": ({"schedule": "linear", "steps": 2}, "0:3", "after rounds that each measured anew"),
+    "channels of a graph": ({"as_graph": True, "scope": "layer"}, "0:3", "0:3 (channel) "),
+    "channels of a file": ({"sensitivity": "s.safetensors", "scope": "lamp"}, "0:3", ", ranked as "),
+    "connections": ({"structure": "weights"}, "1.conv.weight:3,2,1,1", "1.conv.weight:3,2,1,1 (connection) "),
+    "connections, round by round": ({"structure": "weights", "schedule": "cubic", "steps": 2}, "6.weight:3,2", "(connection) "),
+    "layers": ({"structure": "layers", "scope": "per-mac"}, "layers:1", "layers:1 (2) (layer) "),
+    "a layer by its path": ({"structure": "layers", "amount": None, "threshold": 0.1}, "2", "layers:1 (2) (layer) "),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_explain_takes_every_folder_that_prune_writes(case: str, here: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli_prune, "compare", lambda *models, **options: Table({}, {}))  # what takes the most time is not asked for here
+    options, unit, says = FOLDERS[case]
+    usual: dict[str, object] = {"model": "net.py:residual", "weights": None, "amount": 0.4, "samples": 64, "quiet": True}
+    if "sensitivity" in options:
+        assert run(["measure", "net.py:residual", "--data", "net.py:data", "--out", "s.safetensors", "--quiet"]) == 0
+    else:
+        usual["contexts"] = "class"
+    assert run(pruning(**usual | options)) == 0
+    assert run(["explain", "out", "--unit", unit]) == 0
+    said, plan = capsys.readouterr(), read_plan("out")
+    assert says in said.out and said.err == ""
+    assert f" of {sum(mask.numel() for mask in plan.keep.values()):,} from the least needed" in said.out
+    assert ("who needs it:" in said.out) == (usual.get("contexts") == "class")
+    assert run(["explain", "out", "--unit", "elsewhere:1"]) == 2
+    units = "connections" if plan.structure == "weights" else plan.structure
+    assert f"Its units are {units}." in capsys.readouterr().err
 
 
 def test_a_sensitivity_is_used_instead_of_measuring_again(here: Path, capsys, monkeypatch: pytest.MonkeyPatch):
@@ -346,7 +418,7 @@ def test_shares_and_sizes_in_one_budget(here: Path):
     plan = read_plan("out")
     assert plan.cost["macs"][1] <= 0.6 * plan.cost["macs"][0] and plan.cost["bytes"][1] <= 3500
     assert plan.made["amount"] == {"macs": 0.4}
-    assert run(pruning(amount=0.2, of="parameters", budget="macs=0.6", quiet=True)) == 0
+    assert run(pruning(amount=None, budget="parameters=0.2, macs=0.6", quiet=True)) == 0
     plan = read_plan("out")
     assert plan.cost["macs"][1] <= 0.4 * plan.cost["macs"][0] and plan.made["amount"] == {"parameters": 0.2, "macs": 0.6}
 
@@ -423,6 +495,20 @@ def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[dict[str
     leaves, _, stays = said.partition("What stays whole")
     lines = [{line.split()[0]: line.split()[1:] for line in part.splitlines() if line.strip()} for part in (leaves, stays)]
     return lines[0], lines[1], said
+
+
+@pytest.mark.parametrize(
+    ("model", "structure", "says"),
+    [
+        ("build", "layers", "Nothing may leave: no module of it is skipped by a residual connection. Try another --structure. 0 groups"),
+        ("one_block", "layers", "1 1 layer it is the only layer that could be skipped, and one has to stay"),
+        ("flat", "channels", "Nothing may leave: no dimension of its weights is a channel. Try another --structure. 0 groups"),
+    ],
+)
+def test_inspect_says_why_nothing_may_leave(model: str, structure: str, says: str, here: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["inspect", f"net.py:{model}", "--example", "1,3,32,32", "--structure", structure]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert says in said and said.startswith("Nothing may leave") and "What may leave" not in said
 
 
 def test_inspect_says_where_a_graph_would_reach_further(here: Path, capsys: pytest.CaptureFixture[str]):

@@ -38,13 +38,13 @@ def test_the_file_the_page_and_the_report(here: Path, capsys: pytest.CaptureFixt
     assert "25 %" in said and "c.html" in said
     made = Curves.from_json((here / "c.json").read_text())
     assert {name: list(points) for name, points in made.points.items()} == {"0": [0.25, 0.5], "3": [0.25, 0.5]}
-    assert 'id="alone"' in (here / "c.html").read_text()
+    assert 'id="alone"' in (here / "c.html").read_text() and "on the validation split</h3>" in (here / "c.html").read_text()
     assert run(pruning(quiet=True)) == 0
     before = (here / "out" / "report.html").read_text()
     assert 'id="alone"' not in before
     assert run(["report", "out", "--curves", "c.json"]) == 0
     shown = (here / "out" / "report.html").read_text()
-    assert 'id="alone"' in shown
+    assert 'id="alone"' in shown and "on the validation split</h3>" in shown
     told = json.loads((here / "out" / "report.json").read_text())["layer_curves"]
     assert [point["amount"] for point in told["0"]] == [0, 0.25, 0.5]
     assert told["3"][1]["top1"] == made.points["3"][0.25]["top1"] and told["3"][0]["top1"] == made.dense["top1"]

@@ -65,7 +65,25 @@ def test_it_stops_when_it_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*MEASURE, "s", "--enough", "0.5", "--amount", "0.8"]) == 0
     found = read_sensitivity("s")
     assert 8 <= found.count < 40 and found.stability and found.stability.agreement >= 0.5 and found.stability.amount == 0.8
-    assert f"{8 * found.count} samples, {found.count} contexts" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{8 * found.count} samples, {found.count} contexts" in said
+    assert f"Stopped early, after {8 * found.count} samples and {found.count} contexts: halves of the data agreed on 50%" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--enough", "1"], "Not stopped early: it took all 320 samples and 40 contexts."),
+        (["--enough", "0", "--samples", "72"], "Stopped early, after 64 samples and 8 contexts: "),  # before the last batch, which was read
+        (["--enough", "0", "--samples", "64"], "Not stopped early: it took all 64 samples and 8 contexts."),
+        (["--enough", "0", "--contexts", "class", "--samples", "72"], "Stopped early, after "),
+        ([], ""),
+    ],
+)
+def test_it_says_what_it_took_and_whether_it_stopped_early(capsys: pytest.CaptureFixture[str], options: list[str], says: str) -> None:
+    assert run([*MEASURE, "s", *options]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert says in said and ("topped early" in said) == bool(options)
 
 
 def test_a_checkpoint_goes_when_it_is_done(here: Path) -> None:
@@ -100,7 +118,7 @@ def test_the_early_ranking_names_both_ends() -> None:
     assert ends(scores(a=0.1)) == ""
 
 
-def test_it_is_shown_beside_the_bar_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_shown_below_the_bar_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int | None, str]] = []
     early = Early(lambda done, total, words="": told.append((done, total, words)), quiet=False)
     assert early.watch is None  # stderr is not a terminal here
@@ -109,7 +127,7 @@ def test_it_is_shown_beside_the_bar_where_somebody_watches(monkeypatch: pytest.M
     assert early.watch is not None
     early.watch(scores(a=0.1, b=0.4))
     early.progress(2, 9)
-    assert told == [(1, 9, ""), (2, 9, "dearest b; cheapest a")]
+    assert told == [(1, 9, ""), (2, 9, "so far: dearest b; cheapest a")]
     assert Early(early.tell, quiet=True).watch is None
 
 

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("sklearn")
 
 from secateur import BadInput, demo, load
+from secateur.cli_explain import explain_folder
 from secateur.frontends.data import data_of
 from secateur.progress import silent
 from secateur.table import table_of
@@ -42,8 +43,10 @@ def test_the_demo_prunes_three_ways_and_shows_what_each_cost(short: None, tmp_pa
     assert rows["channels"]["parameters"] < dense["parameters"] == rows["connections"]["parameters"]
     page = found.report.read_text()
     assert all(sentence.split(":")[0] in page for sentence in found.sentences) and "<svg" in page
-    for name in ("connections", "gradually", "channels"):
+    for name, unit in (("connections", "conv.weight:3,0,1,1"), ("gradually", "conv.weight:3,0,1,1"), ("channels", "stages.0.conv1:3")):
         assert load(tmp_path / "demo" / name, demo.build)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+        told = explain_folder(tmp_path / "demo" / name, unit)
+        assert told.unit == unit and (told.cut is None) == (name == "gradually") and told.needs
     assert "training the dense model" in stages and torch.get_num_threads() == threads
 
 
@@ -89,3 +92,5 @@ def test_the_sentences_follow_the_numbers():
     rows["connections"] |= {"ms_32": 2.0}
     slower = demo.told(replace(table_of(rows)))[1]
     assert "takes 2.0 times as long" in slower
+    rows["channels"] |= {"macs": 95.0, "bytes": 99.0}
+    assert "Channels: 1.05 times fewer MACs, about the same file size, " in demo.told(table_of(rows))[0]

@@ -15,7 +15,7 @@ import secateur
 
 SOURCE = Path(secateur.__file__).parent
 ROWS = (
-    {"tree", "errors", "folders", "task", "counted", "smallest", "sharded"},
+    {"tree", "errors", "folders", "task", "counted", "smallest", "sharded", "version"},
     {"structure"},
     {
         "criteria", "sensitivity", "reductions", "contexts", "cost", "activations", "stream", "sure", "conflicts", "sensitivity_file",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -65,3 +66,13 @@ def test_the_wheel_works_where_only_it_is_installed(wheel: Path, tmp_path: Path)
     assert "77,754 parameters" in said
     done([place / "bin" / "python", "-m", "secateur", "demo", "--quiet", "--out", tmp_path / "demo"], tmp_path)
     assert "</html>" in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_make_says_what_it_installs_before_it_does(tmp_path: Path):
+    shutil.copy(HERE / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    said = subprocess.run(["make", "demo", "PYTHON=false"], cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
+    assert "PyTorch" in said[0] and ".venv" in said[0] and "a minute or several" in said[0]
+    assert said[1].startswith("false -m venv")  # which fails: nothing is installed here

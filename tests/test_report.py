@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -213,6 +213,28 @@ def test_the_headline_has_the_numbers():
     masked = Story("t", table_of({"dense": {"top1": 0.9, "nonzeros": 100.0}, "m": {"top1": 0.9, "nonzeros": 10.0}}), "m")
     assert page.headline(masked) == "10.0× fewer non-zero weights, same top-1"
     assert page.headline(Story("title", table_of({}))) == "title"
+    dense = {"macs": 1000.0, "bytes": 1000.0, "memory": 1000.0, "top1": 0.9}
+    little = Story("t", table_of({"dense": dense, "m": {"macs": 980.0, "bytes": 909.0, "memory": 950.0, "top1": 0.9}}), "m")
+    assert page.headline(little) == "1.1× smaller file, 1.05× less memory, same top-1"  # 2 % fewer MACs are not told
+
+
+def test_units_are_called_what_they_are():
+    _, plan, measured, scores = a_story({"layers": (40,)})
+    for structure, word in (("channels", "channels"), ("weights", "connections"), ("layers", "layers")):
+        told = story_of(replace(plan, structure=structure), measured, scores)
+        assert f" of 40 {word} stay." in render(told)
+        assert len(told.reasons[0].units) == (12 if structure == "weights" else 40)
+
+
+def test_charts_of_accuracy_say_which_data_they_show():
+    story = replace(full(SHAPES), curves_on="validation split")
+    assert [chart.title for chart in page.charts(Story.from_json(story.to_json()))] == [
+        f"{what} against the amount removed, on the validation split" for what in ("top-1", "worst class")
+    ]
+    tuned = replace(story, history=({"loss": 1.0, "validation_top1": 0.5}, {"loss": 0.5, "validation_top1": 0.6}))
+    assert [chart.title for chart in page.tuning(tuned)] == [
+        f"{what} by epoch of fine-tuning" for what in ("training loss", "validation top-1")
+    ]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.31, 0.34), (5, 5), (-3, 1e6), (0.1, 0.1000001), (1, 5)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ import browser
 from secateur.conflicts import conflicts
 from secateur.plan import Plan
 from secateur.report import Story, depth, render, story_of, write_report
-from secateur.report.depth import ALL_CELLS, CELLS, KEYS, VITAL, depth_of, means
+from secateur.report.depth import ALL_CELLS, CELLS, KEYS, VITAL, Depth, Lost, depth_of, means
 from secateur.report.depth_figures import LEVELS, layer_curves, shades, strip
 from secateur.sensitivity import Sensitivity
 from secateur.sure import Stability
@@ -112,15 +113,25 @@ def test_conflicts_are_those_at_the_amount_that_was_removed() -> None:
 def test_what_each_key_lost_is_its_share_of_what_was_removed() -> None:
     plan, sensitivity, _ = made(seed=3)
     depth = depth_of(plan.keep, sensitivity)
-    shares = {
-        key: sum(float(value[~plan.keep[name]].sum()) for name, value in scores.items()) for key, scores in sensitivity.keys.items()
-    }
+    shares = {key: sum(float(value[~plan.keep[name]].sum()) for name, value in scores.items()) for key, scores in sensitivity.keys.items()}
     assert {one.key: one.share for one in depth.lost} == pytest.approx(shares)
     assert [one.share for one in depth.lost] == pytest.approx(sorted(shares.values(), reverse=True))
     assert sum(one.first for one in depth.lost) == 16 + 200 + 450
     assert depth.mean == pytest.approx(sum(shares.values()) / 3)
     needs = [key for name in SHAPES for key in sensitivity.needs(name)]
     assert {one.key: one.first for one in depth.lost} == {key: needs.count(key) for key in sensitivity.keys}
+
+
+@pytest.mark.parametrize(("shares", "widths", "scale"), [((0.021, 0.01), (21, 10), "10"), ((0.4, 0.1), (100, 25), "40")])
+def test_the_bars_of_what_was_lost_have_a_scale_that_is_said(shares: tuple[float, ...], widths: tuple[int, ...], scale: str) -> None:
+    """From 0 to 10 %, or to the largest: two hundredths that are gone look like that."""
+    depth = Depth(lost=tuple(Lost(str(number), share, 1) for number, share in enumerate(shares)), keys=len(shares))
+    text = render(Story("t", Table({}, {}), depth=depth))
+    part = text[text.index('<section id="lost">') :]
+    part = part[: part.index("</section>")]
+    assert [float(width) for width in re.findall(r'class="local" style="width: ([\d.]+)%"', part)] == pytest.approx(list(widths))
+    said = f"Bars are drawn from 0 to {scale}&nbsp;%" + (", the largest." if scale != "10" else ".")
+    assert said in part and f"<span>0</span><span>{scale}&nbsp;%</span>" in part
 
 
 def test_how_sure_it_is_counts_the_units_near_the_edge() -> None:
@@ -213,6 +224,9 @@ def test_the_page_shows_layers_alone() -> None:
     text = render(Story.from_json(story.to_json()))
     assert 'id="alone"' in text and "−50.0" in text and text.count('class="chart"') == 1
     assert 'id="alone"' not in render(Story("t", Table({}, {})))
+    assert " split" not in text  # the story does not tell which data it was
+    said = render(replace(story, curves_on="validation split"))
+    assert "when one layer alone loses units, on the validation split</h3>" in said
 
 
 def test_units_are_ranked_as_the_scope_made_them() -> None:

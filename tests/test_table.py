@@ -8,7 +8,7 @@ import pytest
 import rich.console
 
 from secateur.errors import Unreadable
-from secateur.table import Table, shown, table_of
+from secateur.table import Table, in_words, shown, table_of, times
 
 ROWS = {
     "dense": {"top1": 0.972, "worst_class_is": 3.0, "parameters": 269_722, "bytes": 1_100_000, "ms_1": 0.43, "ms_1_p95": 0.5, "f1": 0.25},
@@ -33,6 +33,22 @@ ROWS = {
 )
 def test_values_are_shown_in_few_characters(value, style, text):
     assert shown(value, style) == text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text", "words"),
+    [
+        (1.0, "1.00x", "about the same MACs"),
+        (1.019, "1.02x", "about the same MACs"),
+        (1.05, "1.05x", "1.05 times fewer MACs"),
+        (1.099, "1.10x", "1.10 times fewer MACs"),
+        (1.1, "1.1x", "1.1 times fewer MACs"),
+        (5.46, "5.5x", "5.5 times fewer MACs"),
+        (123.4, "123x", "123 times fewer MACs"),
+    ],
+)
+def test_a_small_gain_is_not_rounded_up(ratio, text, words):
+    assert times(ratio) == text and in_words(ratio, "fewer MACs", "MACs") == words
 
 
 def test_comparisons_are_with_the_first_row():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.structure import all_kept
+from secateur.structure.layers import ALONE
 
 
 class Block(nn.Module):
@@ -91,6 +92,24 @@ def test_what_is_no_block_is_not_skipped():
     assert not sc.layers(Conditioned(), torch.randn(4, 8)).groups
     rows = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
     assert not sc.layers(rows, torch.randn(4, 8)).groups
+
+
+class Scaled(Block):
+    """A stream that is not passed on as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+def test_why_nothing_is_a_unit_is_known():
+    only = sc.layers(nn.Sequential(nn.Linear(5, 8), Block(8), nn.Linear(8, 3)), torch.randn(6, 5))
+    assert not only.groups and {name: group.frozen for name, group in only.frozen.items()} == {"1": ALONE}
+    none = sc.layers(nn.Sequential(nn.Linear(5, 8), Scaled(8), nn.Linear(8, 3)), torch.randn(6, 5))
+    assert not none.groups and {name: group.frozen for name, group in none.frozen.items()} == {
+        "1": "with its parameters at zero it is not the identity"
+    }
+    with pytest.raises(sc.NothingToPrune, match="1: it is the only layer that could be skipped"):
+        sc.measure(sc.Task(nn.Sequential(Block(5)), [], F.cross_entropy), only)
 
 
 def test_it_survives_the_disk_and_the_optimizer_goes_on(tmp_path: Path):

@@ -27,8 +27,7 @@ from .structure import Group, Structure, as_graph, layers, rule, weights
 from .surgery import hold, mask, shrink
 from .table import Table
 from .task import Task
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "CRITERIA",

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from .api import STRUCTURES, structure_of
-from .cli_asked import Asked, kinds_of, local_in
+from .cli_asked import ALL_SCOPES, Asked, kinds_of, local_in
 from .cli_curves import curves_into
 from .cli_evaluate import evaluate_folder
 from .cli_explain import explain_folder
-from .cli_measure import Early, contexts_of, refuse, sure
+from .cli_measure import Counted, Early, contexts_of, refuse, sure, taken
 from .cli_options import (
     AsGraph,
     Batch,
@@ -35,11 +36,13 @@ from .cli_options import (
     Sensitivities,
     Structure,
     Units,
+    Version,
     Weights,
 )
 from .cli_prune import Stopped, prune_into
 from .cli_report import report_again
-from .cli_tables import by_model, curves_table, frozen_table, groups_table, notes_on, ranking_table, text, totals
+from .cli_tables import by_model, curves_table, frozen_table, groups_table, none_may, notes_on, ranking_table, text, totals
+from .criteria import CRITERIA
 from .distributed import launched
 from .errors import SecateurError
 from .frontends.data import data_of
@@ -57,8 +60,10 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-def example(line: str) -> str:
-    return f"\b\nExample: secateur {line}"  # in one piece, to be copied
+def example(line: str, **names: Iterable[str]) -> str:
+    """What a help ends with: the names to choose from, and a line in one piece, to be copied."""
+    lists = [fill(f"{title.capitalize()}: {', '.join(known)}", 76, break_on_hyphens=False) for title, known in names.items()]
+    return "\n\n".join(f"\b\n{part}" for part in (*lists, f"Example: secateur {line}"))
 
 
 def written(context: typer.Context, option: str) -> bool:
@@ -75,6 +80,11 @@ def say(quiet: bool, *drawn: object) -> None:
             console.print(item)
 
 
+@app.callback()
+def every(version: Version = False) -> None:
+    """What all commands have."""
+
+
 @app.command(epilog=example("inspect net.py:build --example 1,3,32,32"))
 def inspect(
     model: Model,
@@ -89,11 +99,11 @@ def inspect(
     one_of(structure, STRUCTURES, "structure")
     kinds, net, inputs = kinds_of(units, structure), model_of(model, weights), example_of(example)
     found = structure_of(graph(net, inputs) if as_graph else net, inputs, structure, exact, kinds)
-    say(False, groups_table(found), *([frozen_table(found)] if found.frozen else []), totals(found))
+    say(False, groups_table(found) if found.groups else none_may(found), *([frozen_table(found)] if found.frozen else []), totals(found))
     say(False, *(f"note: {text(note)}" for note in notes_on(found, as_graph)))
 
 
-@app.command(epilog=example("measure net.py:build --data net.py:data --out s.safetensors"))
+@app.command(epilog=example("measure net.py:build --data net.py:data --out s.safetensors", criteria=CRITERIA))
 def measure(
     model: Model,
     data: Data,
@@ -106,7 +116,7 @@ def measure(
     contexts: Contexts = "batch",
     enough: Enough = None,
     amount: Annotated[float, typer.Option(metavar="0..1", help="the cut that they have to agree on")] = 0.5,
-    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="to go on from after a stop")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="to go on from after a stop, written every 30 s")] = None,
     units: Units = None,
     exact: Exact = False,
     as_graph: AsGraph = False,
@@ -128,18 +138,19 @@ def measure(
             inputs = example_in(splits.train, example)
             net = graph(net, inputs) if as_graph else net
             found = structure_of(net, inputs, structure, exact, kinds)
-            task = Task(net, First(splits.train, samples), loss_of(loss), seed)
+            read = Counted(First(splits.train, samples))
+            task = Task(net, read, loss_of(loss), seed)
             early = Early(bar("measuring"), quiet)
             sensitivity = measured(
                 task, found, chosen, cut, progress=early.progress, watch=early.watch, checkpoint=checkpoint, enough=enough, amount=amount
             )
         if group.rank == 0:
             write_sensitivity(out, sensitivity)
-    say(quiet, ranking_table(sensitivity), *map(text, sure(sensitivity)))
+    say(quiet, ranking_table(sensitivity), *map(text, [*sure(sensitivity), *taken(sensitivity, read, enough)]))
     say(quiet, f"{sensitivity.samples} samples, {sensitivity.count} contexts; written to {text(out)}")
 
 
-@app.command(epilog=example("prune net.py:build --data net.py:data --amount 0.5 --out out"))
+@app.command(epilog=example("prune net.py:build --data net.py:data --amount 0.5 --out out", criteria=CRITERIA, scopes=ALL_SCOPES))
 def prune(
     context: typer.Context,
     model: Model,
@@ -157,7 +168,7 @@ def prune(
     criterion: Criterion = "taylor",
     contexts: Contexts = "batch",
     local: Annotated[str, typer.Option(metavar="0..1|rms", help="the weight of local sensitivity")] = "0",
-    scope: Annotated[str, typer.Option(metavar="NAME", help="global, layer, per-mac, per-ms, ...")] = "global",
+    scope: Annotated[str, typer.Option(metavar="NAME", help="how groups compare, one of those below")] = "global",
     multiple: Multiple = 1,
     least: Annotated[str, typer.Option(metavar="N", help="every group keeps: 4, 0.1 or name=4,..")] = "1",
     most: Annotated[str, typer.Option(metavar="N", help="may leave a group: 4, 0.5 or name=4,..")] = "1.0",
@@ -212,7 +223,7 @@ def evaluate(
 @app.command(epilog=example("explain out --unit 0:3"))
 def explain(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that prune wrote")],
-    unit: Annotated[str, typer.Option(metavar="GROUP:PLACE", help="layer2.0.conv1:5; of a connection conv1.weight:3,5,1,1")],
+    unit: Annotated[str, typer.Option(metavar="GROUP:PLACE", help="layer2.0.conv1:5, conv1.weight:3,5,1,1 or layer3.1")],
     as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
 ) -> None:
     """Say why a unit went or stayed, what it cost, who needed it, and what would have gone instead."""
@@ -220,7 +231,7 @@ def explain(
     print(found.to_json() if as_json else found.text())
 
 
-@app.command(epilog=example("curves net.py:build --data net.py:data --out curves.json"))
+@app.command(epilog=example("curves net.py:build --data net.py:data --out curves.json", criteria=CRITERIA))
 def curves(
     model: Model,
     data: Data,

@@ -30,6 +30,8 @@ from .structure import Structure, as_graph
 from .structure.channels import ALL_KINDS
 from .task import Loss
 
+ALL_SCOPES = (*SCOPES, *SCOPES_OF_A_RUN)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -94,9 +96,7 @@ class Asked:
                 rest.append(part)
         budget = (";".join(rest) or None) if shares else self.budget
         absolute(budget)
-        if not shares:
-            return self.amount, budget
-        return shares if self.amount is None else {self.of: self.amount, **shares}, budget
+        return shares or self.amount, budget
 
     @property
     def limits(self) -> tuple[Limit, Limit, tuple[str, ...]]:
@@ -140,16 +140,11 @@ def check(asked: Asked) -> None:
     one_of(asked.structure, STRUCTURES, "structure")
     contexts_of(asked.contexts)
     one_of(asked.of, (*COSTS, *RUN), "cost")
-    one_of(asked.scope, (*SCOPES, *SCOPES_OF_A_RUN), "scope")
+    one_of(asked.scope, ALL_SCOPES, "scope")
     one_of(asked.schedule, SCHEDULES, "schedule")
     one_of(asked.repair, ("statistics", "none"), "repair")
     kinds_of(asked.units, asked.structure)
-    ways = [asked.amount is not None or asked.budget is not None, asked.threshold is not None, asked.drop is not None]
-    if sum(ways) != 1:
-        raise BadInput(
-            "Give either --amount (the fraction to remove, 0..1) or --threshold (remove all units below this score); "
-            "or --budget (the most that may be left), or --drop (points of accuracy that may be lost)."
-        )
+    check_ways(asked)
     if asked.threshold is not None:
         finite(asked.threshold)
     if asked.amount is not None:
@@ -157,10 +152,12 @@ def check(asked: Asked) -> None:
     assert asked.goals
     points(asked.drop)
     assert asked.limits
-    if asked.gradual and (asked.amount is None or asked.budget is not None):
+    if asked.gradual and asked.amount is None:
         raise BadInput("A gradual schedule rises to an amount, not to a threshold, budget or drop. Give --amount, or --schedule one-shot.")
     if asked.gradual and (asked.of in RUN or asked.scope in SCOPES_OF_A_RUN):
         raise BadInput(f"A gradual schedule counts {', '.join(COSTS)}. Give one of them with --of and --scope, or --schedule one-shot.")
+    if asked.gradual and asked.structure == "layers":
+        raise BadInput("A gradual schedule removes channels or connections. Leave --schedule out, or give --structure channels or weights.")
     for option, given in (("sensitivity", asked.sensitivity), ("enough", asked.enough)):
         if asked.gradual and given is not None:
             raise BadInput(f"A gradual schedule measures anew in every round. Leave --{option} out, or give --schedule one-shot.")
@@ -182,6 +179,26 @@ def check(asked: Asked) -> None:
     check_writable(asked.out, asked.force)
     if asked.gradual:
         check_rounds(asked)
+
+
+WAYS = {
+    "amount": "the fraction to remove, 0..1",
+    "budget": "the most that may be left",
+    "threshold": "remove all units below this score",
+    "drop": "points of accuracy that may be lost",
+}
+
+
+def check_ways(asked: Asked) -> None:
+    """Raises BadInput unless exactly one option says how much goes."""
+    given = [f"--{name}" for name in WAYS if getattr(asked, name) is not None]
+    if not given:
+        raise BadInput(f"Say how much goes: give {', '.join(f'--{name} ({what})' for name, what in WAYS.items())}.")
+    if len(given) > 1:
+        which = " or ".join(given) if len(given) == 2 else "all but one"
+        if given == ["--amount", "--budget"]:
+            which += f'; or ask for both in one budget: --budget "{asked.of}={asked.amount}, {asked.budget}"'
+        raise BadInput(f"{' and '.join(given)} each say how much goes. Leave out {which}.")
 
 
 def local_in(text: str) -> float | str:

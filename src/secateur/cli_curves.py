@@ -11,7 +11,7 @@ from .errors import BadInput, Unreadable
 from .evaluate import named
 from .folders import write_text_atomic
 from .frontends.data import data_of
-from .journey import First, Metrics, criterion_of, example_in, loss_of, machine, metrics_for, model_of
+from .journey import VALIDATION, First, Metrics, criterion_of, example_in, loss_of, machine, metrics_for, model_of
 from .measure import measure
 from .progress import Bar
 from .report import Story, render
@@ -65,7 +65,8 @@ def curves_into(
     made = curves(net, found, merge(measured), held_out, metrics, steps, patterns, multiple, out, progress=bar("layer by layer"))
     page = out.with_suffix(".html")
     title = f"{model}, layer by layer"
-    story = Story(title, Table({}, {}), machine=machine(), layer_curves=stored(made), notes=(f"Curves are on {data}'s validation split.",))
+    notes = (f"Curves are on {data}'s validation split.",)
+    story = Story(title, Table({}, {}), machine=machine(), layer_curves=stored(made), notes=notes, curves_on=VALIDATION)
     write_text_atomic(page, render(story))
     return made, page
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from .contexts import CONTEXTS, Keys
+from .epochs import samples_of
 from .errors import BadInput
 from .frontends.models import function_of
 from .progress import Tell
 from .sensitivity import Sensitivity
 from .structure import Structure
+from .task import split_batch
 
 NAMED = 2  # groups at either end of the early ranking
 STRONGEST = 3  # conflicts that are named
@@ -51,8 +53,31 @@ def of_model(sensitivity: Sensitivity, structure: Structure, file: Path) -> Sens
 
 
 @dataclass
+class Counted:
+    """Data that remembers how many of its samples were read in the last pass, and whether it was read to its end."""
+
+    data: Iterable[object]
+    read: int = field(default=0, init=False)
+    over: bool = field(default=False, init=False)
+
+    def __iter__(self) -> Iterator[object]:
+        self.read, self.over = 0, False
+        for batch in self.data:
+            self.read += samples_of(split_batch(batch)[0])
+            yield batch
+        self.over = True
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.data))  # a TypeError where the data has no length
+
+    def whole(self, sensitivity: Sensitivity) -> bool:
+        """Whether all of it was measured."""
+        return self.over and sensitivity.samples == self.read
+
+
+@dataclass
 class Early:
-    """A bar that shows the first ranking beside how far it is."""
+    """A bar that shows the first ranking below how far it is."""
 
     tell: Tell
     quiet: bool
@@ -64,7 +89,8 @@ class Early:
         return None if self.quiet or not sys.stderr.isatty() else self.look
 
     def look(self, now: Sensitivity) -> None:
-        self.words = ends(now)
+        found = ends(now)
+        self.words = found and f"so far: {found}"
 
     def progress(self, done: int, total: int | None) -> None:
         self.tell(done, total, self.words)
@@ -78,6 +104,16 @@ def ends(sensitivity: Sensitivity) -> str:
         return ""
     some = min(NAMED, len(ranked) // 2)
     return f"dearest {', '.join(ranked[:some])}; cheapest {', '.join(reversed(ranked[-some:]))}"
+
+
+def taken(sensitivity: Sensitivity, data: Counted, enough: float | None) -> list[str]:
+    """What it took, and whether it stopped before the data did, where that was asked for."""
+    if enough is None:
+        return []
+    took = f"{sensitivity.samples:,} samples and {sensitivity.count:,} contexts"
+    if data.whole(sensitivity):
+        return [f"Not stopped early: it took all {took}."]
+    return [f"Stopped early, after {took}: halves of the data agreed on {enough:.0%} of what would leave (--enough {enough:g})."]
 
 
 def sure(sensitivity: Sensitivity) -> list[str]:

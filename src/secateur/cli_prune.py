@@ -24,7 +24,7 @@ from .errors import Unreadable
 from .evaluate import compare
 from .files import load, read_plan, save, write_text_atomic
 from .finetune import finetune
-from .journey import CURVE, First, criterion_of, curve_of, machine
+from .journey import CURVE, VALIDATION, First, criterion_of, curve_of, machine
 from .measure import measure
 from .plan import Plan
 from .progress import Bar, Tell, silent
@@ -228,7 +228,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     notes = [*found.notes, *([CURVE] if curve else [])]
     return story_of(
         found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=asked.local,
-        title=f"{asked.model}, pruned", machine=machine(), notes=notes, by_rounds=asked.gradual,
+        title=f"{asked.model}, pruned", machine=machine(), notes=notes, by_rounds=asked.gradual, curves_on=VALIDATION if curve else "",
         scoped=lambda values: ranked(values, all_kept(given.structure), given.scope, given.structure),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from .cli_curves import read_curves
 from .errors import BadInput, SecateurError, Unreadable
 from .files import read_plan, write_text_atomic
+from .journey import VALIDATION
 from .report import Story, render
 
 
@@ -21,7 +22,7 @@ def report_again(folder: Path, curves: Path | None = None) -> Path:
         raise BadInput(f"{file} cannot be read: {error}. Prune again to have a new one.") from error
     story = Story.from_json(told)
     if curves is not None:
-        story = replace(story, layer_curves=read_curves(curves))
+        story = replace(story, layer_curves=read_curves(curves), curves_on=VALIDATION)
     drawn = page_of(story, file)
     if curves is not None:
         write_text_atomic(file, story.to_json())

@@ -12,6 +12,7 @@ from .errors import need
 from .reductions import normalised
 from .sensitivity import Sensitivity
 from .structure import Group, Structure, all_kept
+from .structure.structure import WITHOUT
 from .structure.watch import FIXED
 from .table import ABSENT, Table, column_of, shown
 from .tree import Scores
@@ -47,6 +48,12 @@ def groups_table(structure: Structure) -> rich.table.Table:
         note = f"approximate: {group.approximate}" if group.approximate else ""
         drawn.add_row(text(name), f"{group.size:,}", group.kind, tensors(group), text(note))
     return drawn
+
+
+def none_may(structure: Structure) -> str:
+    """In the place of a table without a line: why it has none, unless what stays whole says so, and what to try."""
+    why = "" if structure.frozen else f": {WITHOUT.get(structure.kind, 'nothing in the model is a unit')}"
+    return f"Nothing may leave{why}. Try another --structure."
 
 
 def tensors(group: Group) -> str:

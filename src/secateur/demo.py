@@ -22,7 +22,7 @@ from .finetune import Tuned, finetune
 from .folders import replacing
 from .frontends.batches import Batches, Splits
 from .frontends.data import data_of
-from .journey import CURVE, classification, curve_of, example_in, machine, refuse_foreign
+from .journey import CURVE, VALIDATION, classification, curve_of, example_in, machine, refuse_foreign
 from .plan import Plan
 from .progress import Bar, silent
 from .report import Story, story_of, write_report
@@ -30,7 +30,7 @@ from .rounds import rounds
 from .sensitivity import Sensitivity, merge
 from .structure import Structure, weights
 from .surgery import shrink
-from .table import Column, Table
+from .table import Column, Table, factor, in_words
 from .tree import Scores
 
 EPOCHS, LEARNING, BATCH = 12, 5e-3, 64  # of the dense model
@@ -120,12 +120,13 @@ def run_demo(folder: str | Path = "secateur-demo", seed: int = 0, bar: Bar = lam
         story = story_of(
             chosen.plan, chosen.sensitivity, chosen.scores, table, curve=curve, history=chosen.tuned.history, local=LOCAL,
             title="Secateur's demo: handwritten digits", subject="channels", machine=machine(), notes=[*told(table), CURVE],
+            curves_on=VALIDATION,
         )  # fmt: skip
     for name in ("connections", GRADUAL, "channels"):
         cut = cuts[name]
         plan = cut.plan.note(model="secateur.demo:build", data="digits", seed=seed)
-        extra = files_of(cut.structure, cut.sensitivity, cut.scores, cut.plan) if cut is chosen else None  # what `explain` reads
-        save(place / name.rpartition(", ")[2], cut.tuned.model, plan, force=True, extra=extra)
+        explained = files_of(cut.structure, cut.sensitivity, cut.scores, cut.plan)
+        save(place / name.rpartition(", ")[2], cut.tuned.model, plan, force=True, extra=explained)
     write_report(place / "report.html", story)
     return Demo(table, story, story.notes, place / "report.html")
 
@@ -210,15 +211,16 @@ def at_once(structure: str, amount: float, of: str, criterion: str, name: str) -
 
 
 def gradual(dense: nn.Module, splits: Splits, seed: int, bar: Bar) -> Cut:
-    """As many epochs in all, but one after each of as many rounds."""
-    last, units = None, weights(dense)
+    """As many epochs in all, but one after each of as many rounds; its scores are those of the first."""
+    first, last, units = None, None, weights(dense)
     for step in rounds(
         dense, example_in(splits.train), splits.train, classification, amount=CONNECTIONS, steps=TUNING, schedule="cubic",
         structure="weights", contexts="class", local=LOCAL, of="units", seed=seed, progress=bar("measuring, round by round"),
     ):  # fmt: skip
         tuned = tuned_on(step.model, splits, seed + step.number, 1, bar, f"fine-tuning round {step.number}")
         step.model.load_state_dict(tuned.model.state_dict())
-        last = Cut(shrink(step.before, step.cut), tuned, step.plan, units, step.sensitivity, merge(step.sensitivity, LOCAL))
+        first = first or step.sensitivity
+        last = Cut(shrink(step.before, step.cut), tuned, step.plan, units, first, merge(first, LOCAL))
     assert last is not None
     return last
 
@@ -257,11 +259,12 @@ def told(table: Table) -> tuple[str, ...]:
     zeros = 1 - table.rows["connections"]["nonzeros"] / table.rows["dense"]["nonzeros"]
     straight, after = ({name: row[figure] for name, row in table.rows.items() if figure in row} for figure in ("straight", "top1"))
     return (
-        f"Channels: {times(table, 'channels', 'macs')} fewer MACs, {times(table, 'channels', 'bytes')} smaller file, a batch of 32 "
-        f"{speed(table, 'channels')}, {points(table, 'channels')}.",
+        f"Channels: {in_words(ratio(table, 'channels', 'macs'), 'fewer MACs', 'MACs')}, "
+        f"{in_words(ratio(table, 'channels', 'bytes'), 'smaller file', 'file size')}, a batch of 32 {speed(table, 'channels')}, "
+        f"{points(table, 'channels')}.",
         f"Connections: {zeros:.0%} of the weights are zero, {points(table, 'connections')} ({points(table, GRADUAL)} when cut gradually); "
         f"a batch of 32 {speed(table, 'connections')}, since zeros are stored and multiplied like other numbers; "
-        f"compressed the file is {times(table, 'connections', 'compressed')} smaller.",
+        f"compressed the file is {factor(ratio(table, 'connections', 'compressed'))} times smaller.",
         f"At the same budget, straight after the cut: channels {straight['channels']:.1%} against {rest(straight, 'channels')}, "
         f"connections {straight['connections']:.1%} against {rest(straight, 'connections')}; "
         f"after fine-tuning: channels {after['channels']:.1%} against {rest(after, 'channels')}, "
@@ -269,16 +272,16 @@ def told(table: Table) -> tuple[str, ...]:
     )
 
 
-def times(table: Table, row: str, column: str) -> str:
-    return f"{table.ratio(row, column) or 1.0:.1f} times"
+def ratio(table: Table, row: str, column: str) -> float:
+    return table.ratio(row, column) or 1.0
 
 
 def speed(table: Table, row: str) -> str:
     """How much faster, in words; a tenth either way is noise."""
-    ratio = table.ratio(row, "ms_32") or 1.0
-    if ratio >= 1.1:
-        return f"is {ratio:.1f} times as fast"
-    return "is no faster" if ratio > 0.9 else f"takes {1 / ratio:.1f} times as long"
+    faster = ratio(table, row, "ms_32")
+    if faster >= 1.1:
+        return f"is {factor(faster)} times as fast"
+    return "is no faster" if faster > 0.9 else f"takes {factor(1 / faster)} times as long"
 
 
 def points(table: Table, row: str) -> str:

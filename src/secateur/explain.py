@@ -114,7 +114,10 @@ def found(plan: Plan, unit: str, facts: Leaving | None) -> tuple[str, int]:
     if name in plan.frozen:
         raise BadInput(f"No unit of {name} could leave: {plan.frozen[name].rstrip('.')}. Ask about a unit of {nearest(name, plan.keep)}.")
     if name not in plan.keep:
-        raise BadInput(f"There is no group {name!r} in this plan. The nearest: {nearest(name, plan.keep)}.")
+        paths = [path for group in facts.groups.values() for path in group.paths] if facts else []
+        units = "connections" if plan.structure == "weights" else plan.structure
+        near = nearest(name, [*plan.keep, *paths])
+        raise BadInput(f"There is no group {name!r} in this plan. The nearest: {near}. Its units are {units}.")
     mask = plan.keep[name]
     last = ",".join(str(size - 1) for size in mask.shape)
     place = place_of(text, mask)

@@ -32,6 +32,7 @@ from .surgery import shrink
 from .task import Loss, Task, each, split_batch
 from .tree import Scores
 
+VALIDATION = "validation split"  # what curves are measured on: the test split is for the table only
 CURVE = "The curve in the report is on validation data, straight after the cut, with nothing repaired."
 AMOUNTS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)  # of the curve
 

@@ -1,4 +1,4 @@
-"""Progress on the terminal: one line a stage, on stderr, and nothing at all where nobody watches."""
+"""Progress on the terminal: one line a stage and one for what it says, on stderr, and nothing at all where nobody watches."""
 
 from __future__ import annotations
 
@@ -25,31 +25,41 @@ def bars(quiet: bool = False) -> Iterator[Bar]:
     if quiet or not sys.stderr.isatty():
         yield lambda stage: silent
         return
-    console, progress = need("rich.console", "cli"), need("rich.progress", "cli")
-    columns = (
-        progress.TextColumn("{task.description:<28}", markup=False),
-        progress.BarColumn(bar_width=24),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("left", style="dim"),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[words]}", markup=False),
+    console, live, progress, tables, texts = (need(f"rich.{name}", "cli") for name in ("console", "live", "progress", "table", "text"))
+    stiff, yielding = tables.Column(no_wrap=True), tables.Column()  # where a terminal is narrow, the name of a stage is folded, no number
+    drawn = progress.Progress(
+        progress.TextColumn("{task.description:<28}", markup=False, table_column=yielding),
+        progress.BarColumn(bar_width=20, table_column=stiff),
+        progress.TextColumn("{task.fields[share]:>4}", table_column=stiff),
+        progress.TimeElapsedColumn(table_column=stiff),
+        progress.TextColumn("left", style="dim", table_column=stiff),
+        progress.TimeRemainingColumn(table_column=stiff),
     )
-    with progress.Progress(*columns, console=console.Console(stderr=True)) as drawn:
+    now = ""  # what the stage that runs says, on a line of its own: however long, it takes nothing from the bar
+
+    def frame() -> object:
+        return console.Group(drawn, *([texts.Text(now, style="dim")] if now else []))
+
+    with live.Live(console=console.Console(stderr=True), refresh_per_second=10, get_renderable=frame):
         stages: list[int] = []
 
         def finish() -> None:
+            nonlocal now
+            now = ""
             for stage in stages:
-                drawn.update(stage, total=1, completed=1)
+                drawn.update(stage, total=1, completed=1, share="100%")
                 drawn.stop_task(stage)
             stages.clear()
 
         def bar(stage: str) -> Tell:
             finish()  # one stage after the other: a new one ends the last
-            task = drawn.add_task(stage, total=None, words="")
+            task = drawn.add_task(stage, total=None, share="")
             stages.append(task)
 
             def tell(done: int, total: int | None, words: str = "") -> None:
-                drawn.update(task, completed=done, total=total, words=words)
+                nonlocal now
+                now = words
+                drawn.update(task, completed=done, total=total, share=f"{done / total:.0%}" if total else "")
 
             return tell
 

@@ -168,8 +168,18 @@ def scaled(value: float, units: Sequence[str]) -> str:
     return f"{value:.1f}{units[-1]}"
 
 
+def factor(ratio: float) -> str:
+    """Below 1.1 with two decimals: 1.05 as 1.1 would be twice the gain."""
+    return f"{ratio:.{2 if ratio < 1.1 else 1 if ratio < 99.95 else 0}f}"
+
+
 def times(ratio: float) -> str:
-    return f"{ratio:.{2 if ratio < 1.095 else 1 if ratio < 99.95 else 0}f}x"
+    return f"{factor(ratio)}x"
+
+
+def in_words(ratio: float, gain: str, what: str) -> str:
+    """ "2.5 times smaller file"; within 2 % "about the same file size"."""
+    return f"about the same {what}" if abs(ratio - 1) < 0.02 else f"{factor(ratio)} times {gain}"
 
 
 def points(difference: float) -> str:

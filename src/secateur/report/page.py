@@ -8,13 +8,15 @@ from pathlib import Path
 
 from ..errors import need
 from ..folders import write_text_atomic
-from ..table import Table, shown
+from ..table import Table, factor, shown
 from .depth_figures import HIGH, LEVELS, layer_curves, shades, strip
 from .figures import HEIGHT, WIDTH, Chart, chart, cut_at, histogram
 from .story import Reasons, Story, Unit
 
 HERE = Path(__file__).parent
 CURVES = {"top1": "top-1", "worst_class": "worst class", "top5": "top-5"}
+WORDS = {"weights": "connection", "layers": "layer"}  # what a unit is called
+EPOCHS = {"loss": "training loss", "validation_top1": "validation top-1"}  # figures of fine-tuning; others are called as they are
 SPARED = {"macs": "fewer MACs", "bytes": "smaller file", "memory": "less memory"}  # what the headline tells first
 
 
@@ -44,6 +46,7 @@ def render(story: Story) -> str:
         high=HIGH,
         alone=layer_curves(story.layer_curves),
         alone_chart=alone(story),
+        on=on(story),
         tuning=tuning(story),
         histogram=histogram,
         cut_at=cut_at,
@@ -55,7 +58,7 @@ def render(story: Story) -> str:
         gone=sum(layer.size - layer.kept for layer in story.layers),
         units=sum(layer.size for layer in story.layers),
         opened=most_telling(story),
-        word="connection" if story.structure == "weights" else "channel",
+        word=WORDS.get(story.structure, "channel"),
         shown=shown,
         size=(WIDTH, HEIGHT),
     )
@@ -74,7 +77,7 @@ def headline(story: Story) -> str:
 def told(table: Table, row: str, what: dict[str, str]) -> list[str]:
     """The gains worth telling: 5 % and more."""
     ratios = {name: table.ratio(row, name) for name in what if name in table.columns}
-    return [f"{ratio:.1f}× {what[name]}" for name, ratio in ratios.items() if ratio is not None and ratio >= 1.05]
+    return [f"{factor(ratio)}× {what[name]}" for name, ratio in ratios.items() if ratio is not None and ratio >= 1.05]
 
 
 def cost(table: Table, row: str) -> list[str]:
@@ -91,11 +94,16 @@ def cost(table: Table, row: str) -> list[str]:
     return []
 
 
+def on(story: Story) -> str:
+    """Which data the curves show; nothing where the story does not tell."""
+    return f", on the {story.curves_on}" if story.curves_on else ""
+
+
 def charts(story: Story) -> list[Chart]:
     """A curve for every quality that the points have, with its own value before anything is removed as a level."""
     whole: dict[str, float] = next((point for points in story.curve.values() for point in points if point.get("amount") == 0), {})
     drawn = [
-        chart(story.curve, "amount", metric, f"{title} against the amount removed", ("amount removed", title), whole.get(metric))
+        chart(story.curve, "amount", metric, f"{title} against the amount removed{on(story)}", ("amount removed", title), whole.get(metric))
         for metric, title in CURVES.items()
     ]
     return [one for one in drawn if one is not None]
@@ -106,7 +114,7 @@ def alone(story: Story) -> Chart | None:
     found = layer_curves(story.layer_curves)
     if found is None:
         return None
-    title = f"{found.title} when one layer alone loses units"
+    title = f"{found.title} when one layer alone loses units{on(story)}"
     names = ("amount removed from the layer", found.title)
     return chart(found.lines, "amount", found.metric, title, names, found.level, shares=(True, found.points))
 
@@ -118,7 +126,7 @@ def tuning(story: Story) -> list[Chart]:
     drawn = []
     for what, of in (("loss", [name for name in names if "loss" in name]), ("quality", [name for name in names if "loss" not in name])):
         lines = {
-            CURVES.get(name, name.replace("_", " ")): [{"x": at["epoch"], "y": at[name]} for at in epochs if name in at] for name in of
+            EPOCHS.get(name, name.replace("_", " ")): [{"x": at["epoch"], "y": at[name]} for at in epochs if name in at] for name in of
         }
         said = next(iter(lines)) if len(lines) == 1 else what
         drawn.append(chart(lines, "x", "y", f"{said} by epoch of fine-tuning", ("epoch", said), shares=(False, False)))

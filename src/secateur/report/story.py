@@ -71,7 +71,7 @@ class Reasons:
 class Story:
     """title, made (how, in words), machine (where, a line); table, with the row that the story is about; curve: series -> points with an
     "amount" and metrics; history: a dict per epoch of fine-tuning; frozen: what could not be touched, and why; depth: the sensitivity page;
-    layer_curves: group -> points of what it alone does, the first at amount 0."""
+    layer_curves: group -> points of what it alone does, the first at amount 0; curves_on: what both kinds of curves were measured on."""
 
     title: str
     table: Table
@@ -87,6 +87,7 @@ class Story:
     notes: tuple[str, ...] = ()
     depth: Depth | None = None
     layer_curves: dict[str, tuple[dict[str, float], ...]] = field(default_factory=dict)
+    curves_on: str = ""
 
     def to_json(self) -> str:
         told = {key: value for key, value in asdict(self).items() if key != "table"}
@@ -122,10 +123,12 @@ def story_of(
     by_rounds: bool = False,
     layer_curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
     scoped: Callable[[Scores], Scores] | None = None,
+    curves_on: str = "",
 ) -> Story:
     """The story of a plan. scores: the merged ones that it was selected by; local: the weight that local sensitivity had in them.
 
     layer_curves: group -> points with an "amount" and metrics, the first being the whole model's, at amount 0.
+    curves_on: the data of both kinds of curves, in words ("validation split").
 
     by_rounds: the scores are those of the first of several rounds. The later ones decided by others, so that there is no one cut in these,
     and what local sensitivity protected cannot be told from them.
@@ -178,6 +181,7 @@ def story_of(
         tuple(notes),
         depth_of(plan.keep, sensitivity) if sensitivity else None,
         {} if layer_curves is None else {str(name): tuple(finite(point) for point in points) for name, points in layer_curves.items()},
+        curves_on,
     )
 
 
@@ -214,7 +218,7 @@ def tell(
     for name in pool:
         here = slice(start, start + scores[name].numel())
         start = here.stop
-        chosen, listed = choose(scores[name], keep[name], plan.structure == "channels")
+        chosen, listed = choose(scores[name], keep[name], plan.structure != "weights")
         units = []
         for index in chosen:
             place = here.start + index
@@ -241,7 +245,7 @@ def tell(
 def choose(scores: Tensor, keep: Tensor, all_of_them: bool) -> tuple[list[int], str]:
     """Which units of a group are listed, least needed first, and what to say of those that are not.
 
-    All channels up to LISTED, then those nearest the cut; of connections the strongest removed and the weakest kept.
+    All channels (or layers) up to LISTED, then those nearest the cut; of connections the strongest removed and the weakest kept.
     """
     count = len(scores)
     if all_of_them and count <= LISTED:

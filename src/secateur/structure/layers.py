@@ -29,6 +29,8 @@ from .weights import uses
 CLOSE = 1e-6  # of the largest input: the model may run in float32
 NOT_THE_SAME = "what it does without its weights (a norm behind the sum) is left out, too"
 
+ALONE = "it is the only layer that could be skipped, and one has to stay"
+
 
 @dataclass(frozen=True)
 class Layers:
@@ -135,24 +137,34 @@ def layers(model: nn.Module, example: object, exact: bool = False) -> Layers:
         chosen["layers, approximate"] = sorted((p for p in rows if not any(p.startswith(o + ".") for o in rows)), key=order.index)
     blocks = {name: tuple(path for path in paths if runs_without(model, example, path)) for name, paths in chosen.items()}
     rest |= {path: "the model asks for parts of it" for path in chosen["layers"] + chosen["layers, approximate"]}
-    kinds = {type(model.get_submodule(path)) for paths in blocks.values() for path in paths}
+    rest |= {path: ALONE for paths in blocks.values() if len(paths) == 1 for path in paths}
+    blocks = {name: paths for name, paths in blocks.items() if len(paths) > 1}
     taken = {path for paths in blocks.values() for path in paths}
-    frozen = {p: Group(p, (1,), "layer", frozen=why) for p, why in rest.items() if p not in taken and type(model.get_submodule(p)) in kinds}
+    kinds = {type(model.get_submodule(path)) for path in taken}
+    frozen = {
+        path: Group(path, (1,), "layer", frozen=why)
+        for path, why in rest.items()
+        if path not in taken and (looked_for(model.get_submodule(path), kinds) or why == ALONE)
+    }
     inside = {path: [f"{path}.{p}" for p, _ in model.get_submodule(path).named_parameters()] for path in taken}
     members = {name: tuple((parameter, 0) for path in paths for parameter in inside[path]) for name, paths in blocks.items()}
     groups = {
         name: Group(name, (len(paths),), "layer", members[name], approximate=NOT_THE_SAME if "approximate" in name else "")
         for name, paths in blocks.items()
-        if len(paths) > 1
     }
     names = dict(model.named_parameters())
     return Layers(
-        groups, frozen, {name: blocks[name] for name in groups},
+        groups, frozen, blocks,
         numel={name: value.numel() for name, value in names.items()},
         itemsize={name: value.element_size() for name, value in names.items()},
         uses=uses(model, example), shapes=shapes_of(model), digest=digest_of(model),
         unit={parameter: (name, unit) for name in groups for unit, path in enumerate(blocks[name]) for parameter in inside[path]},
     )  # fmt: skip
+
+
+def looked_for(module: nn.Module, kinds: set[type[nn.Module]]) -> bool:
+    """Whether it is to be told why this is no unit: one of the units' kind is none, or where there are no units, what is made of parts."""
+    return type(module) in kinds if kinds else any(True for _ in module.children())
 
 
 Calls = list[tuple[tuple[object, ...], dict[str, object]]]
