@@ -175,6 +175,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown cost": (pruning(of="flops"), "macs"),
     "unknown scope": (pruning(scope="world"), "layer"),
     "a budget of nothing": (pruning(amount=None, budget="30M"), "does not say of what"),
+    **{f"a budget of {text!r}": (pruning(amount=None, budget=text), "The budget is empty") for text in ("", " ", ";", ",")},
     "a budget of an unknown cost": (pruning(amount=None, budget="flops=30M"), "no cost 'flops'"),
     "a budget out of reach": (pruning(amount=None, budget="10 B"), "budget of 10 bytes is out of reach"),
     "a drop below 0": (pruning(amount=None, drop=-1), "drop= is a number of points"),
