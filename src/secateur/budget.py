@@ -106,7 +106,7 @@ def absolute(budget: Budget | None) -> dict[str, float]:
     else:
         pairs = [*(budget or {}).items()]
     if budget is not None and not pairs:
-        raise BadInput(f"The budget is empty ({budget!r}), so it asks for nothing. Say what may be left at most: '7 MB', 'macs=30 M', '5 ms'.")
+        raise BadInput(f"The budget is empty ({budget!r}), so it asks for nothing. Say what may be left: '7 MB', 'macs=30 M', '5 ms'.")
     meant: dict[str, float] = {}
     for name, value in pairs:
         unit, number = quantity(value)
