@@ -247,7 +247,7 @@ def remarks(plan: Plan) -> list[str]:
     if isinstance(drop, float) and isinstance(amount, float) and isinstance(dense, float) and isinstance(reached, float):
         said.append(
             f"--drop {drop:g} removes {100 * amount:.1f} % of the {OF.get(of, of)}; top-1 on the validation split {100 * reached:.2f}, "
-            f"dense {100 * dense:.2f}, at least {100 * dense - drop:.2f} asked for. The table is of the test split."
+            f"dense {100 * dense:.2f}, at least {max(0.0, 100 * dense - drop):.2f} asked for. The table is of the test split."
         )
     return [*said, *nearly_empty(plan), *plan.told("--least 0.1")]
 
