@@ -266,9 +266,10 @@ def nearly_empty(plan: Plan) -> list[str]:
 
 def worst_off(table: Table) -> list[str]:
     """A sentence where the result's worst class is much worse than the dense model's, or never right any more."""
-    then, now = next(iter(table.rows.values())), list(table.rows.values())[-1]
-    if "worst_class" not in then or "worst_class" not in now:
+    known = [row for row in table.rows.values() if "worst_class" in row]  # all or none: a loss of the user's own has no classes
+    if len(known) < 2:
         return []
+    then, now = known[0], known[-1]
     before, after = 100 * then["worst_class"], 100 * now["worst_class"]
     if before - after <= FAR and (after > 0 or before == 0):
         return []
