@@ -196,3 +196,12 @@ def test_curves_meet_a_budget_and_a_drop(by_curves):
 def test_curves_that_make_no_sense_are_refused(by_curves, options: dict[str, object], words: str):
     with pytest.raises(sc.BadInput, match=words):
         sc.prune(**by_curves | options)
+
+
+@pytest.mark.parametrize("nothing", [{}, "", " ; "])
+def test_a_budget_of_nothing_is_refused_before_anything_is_measured(nothing: str | dict[str, float]):
+    def unread(outputs: object, targets: object) -> torch.Tensor:
+        raise AssertionError("it was measured")
+
+    with pytest.raises(sc.BadInput, match=r"The budget is empty \(.*\), so it asks for nothing"):
+        sc.prune(residual(), batches()[0][0], batches(), unread, budget=nothing)

@@ -73,7 +73,12 @@ def test_a_budget_names_its_costs(budget: object, meant: dict[str, float]) -> No
 
 
 @pytest.mark.parametrize(
-    ("budget", "says"), [("30 M", "does not say of what"), ({"macs": "7 MB"}, "of macs is '7 MB', which is a quantity of bytes")]
+    ("budget", "says"),
+    [
+        ("30 M", "does not say of what"),
+        ({"macs": "7 MB"}, "of macs is '7 MB', which is a quantity of bytes"),
+        *((nothing, "The budget is empty .*, so it asks for nothing") for nothing in ("", " ", ";", " , ", {})),
+    ],
 )
 def test_a_budget_that_does_not_say_of_what_is_refused(budget: object, says: str) -> None:
     with pytest.raises(BadInput, match=says):

@@ -11,11 +11,13 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from zoo import need_torchvision
 
@@ -175,6 +177,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown cost": (pruning(of="flops"), "macs"),
     "unknown scope": (pruning(scope="world"), "layer"),
     "a budget of nothing": (pruning(amount=None, budget="30M"), "does not say of what"),
+    **{f"a budget of {text!r}": (pruning(amount=None, budget=text), "The budget is empty") for text in ("", " ", ";", ",")},
     "a budget of an unknown cost": (pruning(amount=None, budget="flops=30M"), "no cost 'flops'"),
     "a budget out of reach": (pruning(amount=None, budget="10 B"), "budget of 10 bytes is out of reach"),
     "a drop below 0": (pruning(amount=None, drop=-1), "drop= is a number of points"),
@@ -333,6 +336,11 @@ def test_as_much_as_costs_so_much_accuracy(here: Path):
     made = read_plan("out").made
     assert len(made["trials"]) == 7 and made["drop"] == 100 and made["reached"] >= 0
     assert made["amount"] == max(amount for amount, value in made["trials"] if value is not None)
+    (said,) = (note for note in json.loads((here / "out" / "report.json").read_text())["table"]["notes"] if "--drop" in note)
+    assert said == (
+        f"--drop 100 removes {100 * made['amount']:.1f} % of the MACs; top-1 on the validation split {100 * made['reached']:.2f}, "
+        f"dense {100 * made['dense']:.2f}, at least 0.00 asked for. The table is of the test split."
+    )
 
 
 def test_scores_per_millisecond_and_why_they_decided(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -682,6 +690,48 @@ def test_groups_that_are_nearly_gone_are_told(here: Path, capsys: pytest.Capture
     assert "Less than a tenth is left of" in capsys.readouterr().out
 
 
+def test_groups_that_are_nearly_gone_are_counted_and_named():
+    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+    whole = secateur.select({"0": torch.rand(32), "2": torch.rand(32)}, secateur.channels(model, torch.randn(2, 4)), amount=0.0)
+    little = torch.arange(32) == 3
+    (one,) = cli_prune.nearly_empty(replace(whole, keep={**whole.keep, "2": little}))
+    assert one.startswith("Less than a tenth is left of 1 group (group 2: 1 of 32). If") and "--least 0.1" in one
+    (both,) = cli_prune.nearly_empty(replace(whole, keep={"0": little, "2": little}))
+    assert both.startswith("Less than a tenth is left of 2 groups (group 0: 1 of 32, 2: 1 of 32). If")
+    assert cli_prune.nearly_empty(whole) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ((0.9, 2), (0.5, 7), "Of its worst class (7) the result has 50.0 % right, the dense model 90.0 % of its own worst (2)"),
+        ((0.05, 2), (0.0, 2), "Of its worst class (2) the result has 0.0 % right, the dense model 5.0 % of its own worst (2)"),
+        ((0.9, 2), (0.85, 7), ""),
+        ((0.0, 2), (0.0, 2), ""),
+        ((0.5, 2), (0.9, 2), ""),
+        (None, None, ""),
+    ],
+)
+def test_a_worst_class_that_fell_far_is_told(before: tuple[float, int] | None, after: tuple[float, int] | None, says: str):
+    rows = {"dense": before, "pruned": (0.0, 0), "tuned": after}  # the last is the result
+    table = Table({name: {"worst_class": found[0], "worst_class_is": found[1]} if found else {} for name, found in rows.items()}, {})
+    said = cli_prune.worst_off(table)
+    assert len(said) == bool(says) and all(line.startswith(says) and line.count(". ") == 0 for line in said)
+
+
+def test_it_stands_below_the_table(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    real = cli_prune.compare
+
+    def fallen(*arguments: object, **options: object) -> Table:
+        table = real(*arguments, **options)
+        worst = {name: {"worst_class": float(name == "dense"), "worst_class_is": 3.0} for name in table.rows}
+        return replace(table, rows={name: {**row, **worst[name]} for name, row in table.rows.items()})
+
+    monkeypatch.setattr(cli_prune, "compare", fallen)
+    assert run(pruning()) == 0
+    assert "Of its worst class (3) the result has 0.0 % right" in capsys.readouterr().out
+
+
 def test_a_budget_that_pulls_far_is_told_below_the_table(here: Path, capsys: pytest.CaptureFixture[str]):
     with (here / "net.py").open("a") as file:
         file.write(
@@ -692,6 +742,7 @@ def test_a_budget_that_pulls_far_is_told_below_the_table(here: Path, capsys: pyt
     assert run(pruning(**options, amount=0.88)) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Few groups decide the budget of activations: 0 keeps" in said and "would be lost" in said
+    assert "(--least 0.1)" in said and "group 0:" not in said  # which would say it twice
     assert "Few groups decide" in json.loads((here / "out" / "report.json").read_text())["table"]["notes"][-1]
     assert run(pruning(**options, amount=0.3, out="less")) == 0 and "Few groups" not in capsys.readouterr().out
 

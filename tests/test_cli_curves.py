@@ -153,3 +153,26 @@ def test_curves_that_are_none_leave_the_report_as_it_is(here: Path, capsys: pyte
         assert run(["report", "out", "--curves", name]) == 2
         assert name in capsys.readouterr().err or name == "w.safetensors"
     assert before == ((here / "out" / "report.json").read_bytes(), (here / "out" / "report.html").read_bytes())
+
+
+def test_curves_of_other_units_are_not_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of another structure, of groups that the plan has not, and (from files that do not tell their structure) of names alone."""
+    assert run(curving("--quiet")) == 0
+    assert run(curving("--quiet", "--structure", "weights", "--groups", "0.*", out="w.json", amounts="0.5")) == 0
+    assert run(pruning(quiet=True)) == run(pruning(quiet=True, structure="weights", out="zeros")) == 0
+    told = json.loads((here / "c.json").read_text())
+    (here / "old.json").write_text(json.dumps({name: value for name, value in told.items() if name != "structure"}))
+    (here / "other.json").write_text(json.dumps({**told, "points": {"9": told["points"]["0"]}}))
+    before = {path: path.read_bytes() for path in here.glob("*/report.*")}
+    for folder, file, fact in (
+        ("zeros", "c.json", "has curves of channels, but the groups of the plan in zeros are of weights: 0.weight, "),
+        ("zeros", "old.json", "has a curve of 0, but the groups of the plan in zeros are of weights"),
+        ("out", "w.json", "has curves of weights, but the groups of the plan in out are of channels: 0, 3. Measure"),
+        ("out", "other.json", "has a curve of 9"),
+    ):
+        capsys.readouterr()
+        assert run(["report", folder, "--curves", file]) == 2
+        said = capsys.readouterr().err
+        assert f"{file} {fact}" in said and "--structure" in said and said.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in here.glob("*/report.*")}
+    assert run(["report", "out", "--curves", "old.json"]) == run(["report", "zeros", "--curves", "w.json"]) == 0

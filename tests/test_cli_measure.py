@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("typer")
 
-from secateur import read_sensitivity
+from secateur import read_sensitivity, resume
 from secateur.cli import run
 from secateur.cli_measure import Early, contexts_of, ends, sure
 from secateur.contexts import CONTEXTS
@@ -67,7 +67,8 @@ def test_it_stops_when_it_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
     assert 8 <= found.count < 40 and found.stability and found.stability.agreement >= 0.5 and found.stability.amount == 0.8
     said = " ".join(capsys.readouterr().out.split())
     assert f"{8 * found.count} samples, {found.count} contexts" in said
-    assert f"Stopped early, after {8 * found.count} samples and {found.count} contexts: halves of the data agreed on 50%" in said
+    assert f"Stopped early, after {8 * found.count} samples and {found.count} contexts: at least 50% was asked for (--enough 0.5)." in said
+    assert said.count("% of what would leave") == 1  # what was found
 
 
 @pytest.mark.parametrize(
@@ -91,12 +92,36 @@ def test_a_checkpoint_goes_when_it_is_done(here: Path) -> None:
     assert sorted(path.name for path in here.glob("[sc]")) == ["s"]
 
 
+def test_ctrl_c_says_what_is_kept_and_the_same_command_that_it_goes_on(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Early, done: int, total: int | None) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    words = [*MEASURE, "s", "--checkpoint", "c"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Early, "progress", interrupted)
+        assert run(words) == 130  # before the first 30 seconds
+        assert "Stopped; nothing was written." in capsys.readouterr().err and not (here / "c").exists()
+        patch.setattr(resume, "EVERY", 0.0)
+        assert run(words) == 130
+    said = capsys.readouterr()
+    assert "Stopped; what was measured so far is in c, and the same command goes on from there." in said.err and (here / "c").exists()
+    assert "goes on" not in said.out
+    assert run(words) == 0 and not (here / "c").exists()
+    assert capsys.readouterr().out.startswith("goes on from c\n")
+    assert run([*MEASURE, "t"]) == 0
+    torch.testing.assert_close(read_sensitivity("s").global_, read_sensitivity("t").global_, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["s", "--contexts", "epoch"], "There is no context 'epoch'"),
         (["s", "--contexts", "net.py:none"], "none"),
-        (["s", "--enough", "2"], "enough= must be in 0..1"),
+        (["s", "--enough", "90", "--weights", "nowhere"], "--enough must lie in 0..1, but it is 90."),  # before anything is read
+        (["s", "--amount", "-1", "--weights", "nowhere"], "--amount must lie in 0..1, but it is -1."),
         (["s", "--checkpoint", "no/where"], "its folder does not exist"),
         (["s", "--checkpoint", "net.py"], "net.py is damaged"),
     ],

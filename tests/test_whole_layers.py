@@ -103,13 +103,25 @@ class Scaled(Block):
 
 def test_why_nothing_is_a_unit_is_known():
     only = sc.layers(nn.Sequential(nn.Linear(5, 8), Block(8), nn.Linear(8, 3)), torch.randn(6, 5))
-    assert not only.groups and {name: group.frozen for name, group in only.frozen.items()} == {"1": ALONE}
+    assert not only.groups and {name: group.frozen for name, group in only.frozen.items()} == {"1": ALONE.format(how="")}
     none = sc.layers(nn.Sequential(nn.Linear(5, 8), Scaled(8), nn.Linear(8, 3)), torch.randn(6, 5))
     assert not none.groups and {name: group.frozen for name, group in none.frozen.items()} == {
         "1": "with its parameters at zero it is not the identity"
     }
     with pytest.raises(sc.NothingToPrune, match="1: it is the only layer that could be skipped"):
         sc.measure(sc.Task(nn.Sequential(Block(5)), [], F.cross_entropy), only)
+
+
+@pytest.mark.parametrize(("depth", "leave"), [(2, {}), (3, {"layers, approximate": 2})])  # an encoder asks for parts of its first layer
+def test_two_that_stay_are_not_each_called_the_only_one(depth: int, leave: dict[str, int]):
+    """One that is skipped exactly, beside one or two that are skipped only approximately."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(Block(8), nn.TransformerEncoder(layer, depth, enable_nested_tensor=False))
+    found = sc.layers(model, torch.randn(2, 5, 8))
+    assert {name: group.size for name, group in found.groups.items()} == leave
+    assert found.frozen["0"].frozen == "it is the only layer that could be skipped exactly, and one has to stay"
+    if not leave:
+        assert found.frozen["1.layers.1"].frozen == "it is the only layer that could be skipped approximately, and one has to stay"
 
 
 def test_it_survives_the_disk_and_the_optimizer_goes_on(tmp_path: Path):

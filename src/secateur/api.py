@@ -108,6 +108,7 @@ def prune(
     """
     if curves is not None and (threshold is not None or scope != "global"):
         raise BadInput("curves= share one amount=, budget= or drop= among the layers. Leave threshold= and scope= out, or curves=.")
+    absolute(budget)  # what is no budget is told before anything is measured
     model = graph(model, example) if as_graph else model
     found = structure_of(model, example, structure, exact, units)
     task = Task(model, data, loss, seed)

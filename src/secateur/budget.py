@@ -98,13 +98,15 @@ def targets(
 
 
 def absolute(budget: Budget | None) -> dict[str, float]:
-    """ "7 MB" and {"bytes": "7 MB"} -> {"bytes": 7e6}; also "macs=30 M, 5 ms". Raises BadInput for what is no quantity."""
+    """ "7 MB" and {"bytes": "7 MB"} -> {"bytes": 7e6}; also "macs=30 M, 5 ms". Raises BadInput for what is no quantity, and for none."""
     if isinstance(budget, str):
         pairs: list[tuple[str | None, float | str]] = [
             (name.strip(), value) if sign else (None, name) for name, sign, value in (part.partition("=") for part in parts_of(budget))
         ]
     else:
         pairs = [*(budget or {}).items()]
+    if budget is not None and not pairs:
+        raise BadInput(f"The budget is empty ({budget!r}), so it asks for nothing. Say what may be left: '7 MB', 'macs=30 M', '5 ms'.")
     meant: dict[str, float] = {}
     for name, value in pairs:
         unit, number = quantity(value)

@@ -16,7 +16,7 @@ from .cli_asked import ALL_SCOPES, Asked, kinds_of, local_in
 from .cli_curves import curves_into
 from .cli_evaluate import evaluate_folder
 from .cli_explain import explain_folder
-from .cli_measure import Counted, Early, contexts_of, refuse, sure, taken
+from .cli_measure import Counted, Early, Stopped, contexts_of, going_on, refuse, sure, taken
 from .cli_options import (
     AsGraph,
     Batch,
@@ -39,7 +39,7 @@ from .cli_options import (
     Version,
     Weights,
 )
-from .cli_prune import Stopped, prune_into
+from .cli_prune import prune_into
 from .cli_report import report_again
 from .cli_tables import by_model, curves_table, frozen_table, groups_table, none_may, notes_on, ranking_table, text, totals
 from .criteria import CRITERIA
@@ -47,7 +47,7 @@ from .distributed import launched
 from .errors import SecateurError
 from .frontends.data import data_of
 from .frontends.models import example_of
-from .journey import First, at_least, criterion_of, example_in, loss_of, model_of, one_of
+from .journey import First, at_least, criterion_of, example_in, loss_of, model_of, one_of, within_one
 from .measure import measure as measured
 from .progress import bars
 from .sensitivity_file import write_sensitivity
@@ -128,13 +128,14 @@ def measure(
     """Measure how much every unit matters: over the data (global), and where it is needed most (local). Runs under torchrun, too."""
     one_of(structure, STRUCTURES, "structure")
     at_least("samples", samples, 1), at_least("batch", batch, 1)
+    within_one("enough", 0 if enough is None else enough), within_one("amount", amount)
     chosen, kinds, cut = criterion_of(criterion), kinds_of(units, structure), contexts_of(contexts)
     for file in (out, checkpoint):
         refuse(file) if file else None
     with launched() as group:
         quiet = quiet or group.rank > 0
         net, splits = model_of(model, weights, seed), data_of(data, seed, batch)
-        with bars(quiet) as bar:
+        with going_on(checkpoint, lambda line: say(quiet, text(line))), bars(quiet) as bar:
             inputs = example_in(splits.train, example)
             net = graph(net, inputs) if as_graph else net
             found = structure_of(net, inputs, structure, exact, kinds)

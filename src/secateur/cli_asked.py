@@ -20,7 +20,7 @@ from .files import check_writable
 from .floors import Limit, floors
 from .frontends.batches import Batches, Splits
 from .frontends.data import data_of
-from .journey import First, Metrics, at_least, criterion_of, example_in, loss_of, metrics_for, model_of, one_of, seed_in_range
+from .journey import First, Metrics, at_least, criterion_of, example_in, loss_of, metrics_for, model_of, one_of, seed_in_range, within_one
 from .schedule import SCHEDULES
 from .scope import SCOPES, Scope
 from .select import finite
@@ -171,8 +171,8 @@ def check(asked: Asked) -> None:
         at_least(name, value, 0)
     seed_in_range(asked.seed)
     for name, share in (("distill", asked.distill), ("enough", asked.enough)):
-        if share is not None and not 0 <= share <= 1:
-            raise BadInput(f"--{name} must lie in 0..1, but it is {share}.")
+        if share is not None:
+            within_one(name, share)
     if not 0 < asked.lr < float("inf"):
         raise BadInput(f"--lr must be a positive number, but it is {asked.lr}. Try --lr 1e-3.")
     criterion_of(asked.criterion)

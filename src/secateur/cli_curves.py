@@ -13,6 +13,7 @@ from .folders import write_text_atomic
 from .frontends.data import data_of
 from .journey import VALIDATION, First, Metrics, criterion_of, example_in, loss_of, machine, metrics_for, model_of
 from .measure import measure
+from .plan import Plan
 from .progress import Bar
 from .report import Story, render
 from .sensitivity import merge
@@ -91,9 +92,19 @@ def stored(found: Curves) -> Stored:
     }
 
 
-def read_curves(file: Path) -> Stored:
-    """As a report tells them. Raises Unreadable."""
-    return stored(curves_in(file))
+def curves_of(file: Path, plan: Plan, folder: Path) -> Stored:
+    """As the report of a plan tells them. Raises Unreadable, and BadInput where they are of other units than the plan's."""
+    found = curves_in(file)
+    strange = next((name for name in found.points if name not in plan.keep), None)
+    other = found.structure not in ("", plan.structure)
+    if other or strange is not None:
+        fact = f"curves of {found.structure}" if other else f"a curve of {strange}"
+        raise BadInput(
+            f"{file} has {fact}, but the groups of the plan in {folder} are of {plan.structure}: {', '.join([*plan.keep][:4])}"
+            f"{', ...' if len(plan.keep) > 4 else ''}. Measure their curves: secateur curves with --structure {plan.structure}, and "
+            "--units, --exact and --as-graph as it was pruned."
+        )
+    return stored(found)
 
 
 def losses_for(file: Path, structure: Structure, scores: Scores, metrics: Metrics, multiple: int) -> dict[str, dict[float, float]]:

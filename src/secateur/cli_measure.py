@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -50,6 +51,23 @@ def of_model(sensitivity: Sensitivity, structure: Structure, file: Path) -> Sens
                 f"Give the same --structure, --units and --exact, or measure again with secateur measure."
             )
     return sensitivity
+
+
+class Stopped(Exception):
+    """Ctrl-C; the text says what is kept."""
+
+
+@contextmanager
+def going_on(checkpoint: Path | None, tell: Callable[[str], None]) -> Iterator[None]:
+    """Tells that a measurement goes on from its checkpoint, where there is one. Raises Stopped on Ctrl-C where it could go on again."""
+    if checkpoint is not None and checkpoint.exists():
+        tell(f"goes on from {checkpoint}")
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if checkpoint is None or not checkpoint.exists():
+            raise
+        raise Stopped(f"what was measured so far is in {checkpoint}, and the same command goes on from there") from error
 
 
 @dataclass
@@ -113,7 +131,7 @@ def taken(sensitivity: Sensitivity, data: Counted, enough: float | None) -> list
     took = f"{sensitivity.samples:,} samples and {sensitivity.count:,} contexts"
     if data.whole(sensitivity):
         return [f"Not stopped early: it took all {took}."]
-    return [f"Stopped early, after {took}: halves of the data agreed on {enough:.0%} of what would leave (--enough {enough:g})."]
+    return [f"Stopped early, after {took}: at least {enough:.0%} was asked for (--enough {enough:g})."]
 
 
 def sure(sensitivity: Sensitivity) -> list[str]:

@@ -17,7 +17,7 @@ from .budget import Amount
 from .cli_asked import Asked, Given, check, read, settings
 from .cli_curves import losses_for
 from .cli_explain import files_of
-from .cli_measure import Early, contexts_of, of_model
+from .cli_measure import Early, Stopped, contexts_of, of_model
 from .cost import Cost
 from .drop import dense_quality, largest_within
 from .errors import Unreadable
@@ -35,15 +35,14 @@ from .sensitivity import Sensitivity, merge
 from .sensitivity_file import read_sensitivity
 from .structure import all_kept
 from .surgery import shrink
+from .table import Table
 from .task import Task
 from .tree import Scores
 
+FAR = 10.0  # points that the worst class may fall before it is told
 USUAL = 0.5  # the amount at which halves of the data are compared, where none is asked for
+OF = {"units": "units", "latency": "time", "activations": "peak of the activations", "macs": "MACs"}  # a cost, in a sentence
 FIRST = "Scores are of the first round, on the dense model; later rounds measured anew on the smaller one."
-
-
-class Stopped(Exception):
-    """Ctrl-C; the text says what is kept."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
         )  # fmt: skip
     bar("comparing on the test split")
     table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
-    table = replace(table, notes=(*table.notes, *remarks(found.plan)))
+    table = replace(table, notes=(*table.notes, *worst_off(table), *remarks(found.plan)))
     notes = [*found.notes, *([CURVE] if curve else [])]
     return story_of(
         found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=asked.local,
@@ -243,23 +242,41 @@ def remarks(plan: Plan) -> list[str]:
     said = []
     if not any(gone for gone, _ in plan.removed().values()):
         said.append("Nothing was removed: what was asked for is met as the model is.")
-    dense, reached = plan.made.get("dense"), plan.made.get("reached")
-    if plan.made.get("drop") is not None and isinstance(dense, float) and isinstance(reached, float):
+    of = str(plan.made.get("of"))
+    drop, amount, dense, reached = (plan.made.get(name) for name in ("drop", "amount", "dense", "reached"))
+    if isinstance(drop, float) and isinstance(amount, float) and isinstance(dense, float) and isinstance(reached, float):
         said.append(
-            f"Chosen on the validation split: {plan.made.get('amount')} of {plan.made.get('of')}, at {100 * reached:.2f} of "
-            f"{100 * dense:.2f} {plan.made.get('metric')}; the table is of the test split."
+            f"--drop {drop:g} removes {100 * amount:.1f} % of the {OF.get(of, of)}; top-1 on the validation split {100 * reached:.2f}, "
+            f"dense {100 * dense:.2f}, at least {max(0.0, 100 * dense - drop):.2f} asked for. The table is of the test split."
         )
-    return [*said, *nearly_empty(plan), *plan.told()]
+    return [*said, *nearly_empty(plan), *plan.told("--least 0.1")]
 
 
 def nearly_empty(plan: Plan) -> list[str]:
     """A sentence about the groups of which hardly anything is left, where there are any."""
-    thin = plan.thin()
+    pulled = plan.made.get("pulled")
+    told = {name for groups in pulled.values() for name in groups} if isinstance(pulled, Mapping) else set()  # by plan.told
+    thin = {name: left for name, left in plan.thin().items() if name not in told}
     if not thin:
         return []
-    named = ", ".join(f"{name} {left} of {size}" for name, (left, size) in list(thin.items())[:3]) + (", ..." if len(thin) > 3 else "")
+    named = ", ".join(f"{name}: {left} of {size}" for name, (left, size) in list(thin.items())[:3]) + (", ..." if len(thin) > 3 else "")
     way = "If the accuracy falls, try --least 0.1, --scope per-mac or another --criterion."
-    return [f"Less than a tenth is left of {len(thin)} groups ({named}). {way}"]
+    return [f"Less than a tenth is left of {len(thin)} {'group' if len(thin) == 1 else 'groups'} (group {named}). {way}"]
+
+
+def worst_off(table: Table) -> list[str]:
+    """A sentence where the result's worst class is much worse than the dense model's, or never right any more."""
+    known = [row for row in table.rows.values() if "worst_class" in row]  # all or none: a loss of the user's own has no classes
+    if len(known) < 2:
+        return []
+    then, now = known[0], known[-1]
+    before, after = 100 * then["worst_class"], 100 * now["worst_class"]
+    if before - after <= FAR and (after > 0 or before == 0):
+        return []
+    return [
+        f"Of its worst class ({now['worst_class_is']:.0f}) the result has {after:.1f} % right, the dense model {before:.1f} % of its own "
+        f"worst ({then['worst_class_is']:.0f}): try less, --tune, or --contexts class --local 0.3."
+    ]
 
 
 def write(asked: Asked, given: Given, found: Found, story: Story) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from .cli_curves import read_curves
+from .cli_curves import curves_of
 from .errors import BadInput, SecateurError, Unreadable
 from .files import read_plan, write_text_atomic
 from .journey import VALIDATION
@@ -14,7 +14,7 @@ from .report import Story, render
 
 def report_again(folder: Path, curves: Path | None = None) -> Path:
     """Writes report.html, and says where. Raises BadInput and Unreadable with nothing written."""
-    read_plan(folder)
+    plan = read_plan(folder)
     file, page = folder / "report.json", folder / "report.html"
     try:
         told = file.read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ def report_again(folder: Path, curves: Path | None = None) -> Path:
         raise BadInput(f"{file} cannot be read: {error}. Prune again to have a new one.") from error
     story = Story.from_json(told)
     if curves is not None:
-        story = replace(story, layer_curves=read_curves(curves), curves_on=VALIDATION)
+        story = replace(story, layer_curves=curves_of(curves, plan, folder), curves_on=VALIDATION)
     drawn = page_of(story, file)
     if curves is not None:
         write_text_atomic(file, story.to_json())

@@ -36,13 +36,15 @@ Point = dict[str, float]  # metric -> value
 class Curves:
     """dense: the metrics of the whole model. points: group -> amount that it alone loses -> the metrics then.
 
-    key: whose they are. metrics: the names that were asked for; some have no value, others several.
+    key: whose they are. metrics: the names that were asked for; some have no value, others several. structure: "channels", "layers" or
+    "weights"; "" where the file is of a version that did not keep it.
     """
 
     dense: Point
     points: dict[str, dict[float, Point]]
     key: str = field(default="", repr=False)
     metrics: tuple[str, ...] = field(default=(), repr=False)
+    structure: str = field(default="", repr=False)
 
     def losses(self, metric: str, falls: bool | None = None) -> dict[str, dict[float, float]]:
         """Group -> amount -> by how much the metric is worse than the whole model's; 0 at amount 0.
@@ -59,8 +61,8 @@ class Curves:
 
     def to_json(self) -> str:
         points = {group: [[amount, point] for amount, point in sorted(points.items())] for group, points in self.points.items()}
-        told = {"version": VERSION, "key": self.key, "metrics": self.metrics, "dense": self.dense, "points": points}
-        return json.dumps(told, indent=1)
+        told = {"version": VERSION, "key": self.key, "metrics": self.metrics, "structure": self.structure}
+        return json.dumps({**told, "dense": self.dense, "points": points}, indent=1)
 
     @staticmethod
     def from_json(text: str, name: str = "This text") -> Curves:
@@ -70,7 +72,8 @@ class Curves:
             if raw["version"] != VERSION:
                 raise Unreadable(f"{name} has curves of version {raw['version']}, but this is version {VERSION}. {WAY_OUT}")
             points = {str(group): {float(amount): numbers(point) for amount, point in points} for group, points in raw["points"].items()}
-            return Curves(numbers(raw["dense"]), points, str(raw["key"]), tuple(map(str, raw.get("metrics", raw["dense"]))))
+            metrics = tuple(map(str, raw.get("metrics", raw["dense"])))
+            return Curves(numbers(raw["dense"]), points, str(raw["key"]), metrics, str(raw.get("structure", "")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, Unreadable):
                 raise
@@ -103,7 +106,7 @@ def curves(
         raise BadInput(f"No group is called {', '.join(groups)}. There are {', '.join(list(structure.groups)[:8])}.")
     asked = named(metrics)
     key = key_of(structure, scores, [*asked], multiple)
-    found = replace(kept_in(file, key), metrics=(*asked,))
+    found = replace(kept_in(file, key), metrics=(*asked,), structure=structure.kind)
     todo = [(name, float(amount)) for name in chosen for amount in amounts if float(amount) not in found.points.get(name, {})]
     total = len(chosen) * len(amounts)
     if not found.dense:

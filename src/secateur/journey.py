@@ -73,6 +73,13 @@ def at_least(name: str, value: int, least: int) -> int:
     return value
 
 
+def within_one(name: str, value: float) -> float:
+    """Raises BadInput for an option that is no share."""
+    if not 0 <= value <= 1:
+        raise BadInput(f"--{name} must lie in 0..1, but it is {value:g}.")
+    return value
+
+
 def seed_in_range(seed: int) -> int:
     """Raises BadInput for a seed that some source of chance (scikit-learn's, say) does not take."""
     if not 0 <= seed < 2**32:

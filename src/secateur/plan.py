@@ -62,8 +62,8 @@ class Plan:
         kept = {name: (size - gone, size) for name, (gone, size) in self.removed().items() if gone}
         return {name: (left, size) for name, (left, size) in kept.items() if left < share * size}
 
-    def told(self) -> list[str]:
-        """A sentence for each budget that few groups decide, which are nearly gone because of it (`pulled.py`)."""
+    def told(self, least: str = "least=0.1") -> list[str]:
+        """A sentence for each budget that few groups decide, which are nearly gone because of it (`pulled.py`). least: the way out."""
         found, counts = self.made.get("pulled"), self.removed()
         said = []
         for name, groups in found.items() if isinstance(found, Mapping) else ():
@@ -74,7 +74,7 @@ class Plan:
             ]
             said.append(
                 f"Few groups decide the budget of {name}: {', '.join(parts)}. Ask for less of {name}, or let every group keep a tenth "
-                "(least: 0.1)."
+                f"({least})."
             )
         return said
 

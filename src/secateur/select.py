@@ -134,7 +134,7 @@ def select_each(
         group, room = structure.groups[name], fraction(amount) * structure.groups[name].size + ROUNDING
         alone = {name: scores[name].detach().cpu().reshape(-1)}
         leaves, cuts = removal(alone, {name: kept[name]}, {name: group}, multiple, stay)
-        gone = leaves[name].bincount(minlength=len(cuts))[: len(cuts)].cumsum(0)  # behind each step
+        gone = leaves[name].reshape(-1).bincount(minlength=len(cuts))[: len(cuts)].cumsum(0)  # behind each step
         kept |= kept_after(leaves, int((gone <= room).count_nonzero()))
     settings: dict[str, object] = {
         "amounts": dict(amounts),

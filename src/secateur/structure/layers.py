@@ -29,7 +29,8 @@ from .weights import uses
 CLOSE = 1e-6  # of the largest input: the model may run in float32
 NOT_THE_SAME = "what it does without its weights (a norm behind the sum) is left out, too"
 
-ALONE = "it is the only layer that could be skipped, and one has to stay"
+ALONE = "it is the only layer that could be skipped{how}, and one has to stay"
+HOW = {"layers": " exactly", "layers, approximate": " approximately"}  # where there are layers of either kind
 
 
 @dataclass(frozen=True)
@@ -137,14 +138,17 @@ def layers(model: nn.Module, example: object, exact: bool = False) -> Layers:
         chosen["layers, approximate"] = sorted((p for p in rows if not any(p.startswith(o + ".") for o in rows)), key=order.index)
     blocks = {name: tuple(path for path in paths if runs_without(model, example, path)) for name, paths in chosen.items()}
     rest |= {path: "the model asks for parts of it" for path in chosen["layers"] + chosen["layers, approximate"]}
-    rest |= {path: ALONE for paths in blocks.values() if len(paths) == 1 for path in paths}
+    alone = {
+        paths[0]: ALONE.format(how=HOW[name] if all(blocks.values()) else "") for name, paths in blocks.items() if len(paths) == 1
+    }  # fmt: skip
+    rest |= alone
     blocks = {name: paths for name, paths in blocks.items() if len(paths) > 1}
     taken = {path for paths in blocks.values() for path in paths}
     kinds = {type(model.get_submodule(path)) for path in taken}
     frozen = {
         path: Group(path, (1,), "layer", frozen=why)
         for path, why in rest.items()
-        if path not in taken and (looked_for(model.get_submodule(path), kinds) or why == ALONE)
+        if path not in taken and (looked_for(model.get_submodule(path), kinds) or path in alone)
     }
     inside = {path: [f"{path}.{p}" for p, _ in model.get_submodule(path).named_parameters()] for path in taken}
     members = {name: tuple((parameter, 0) for path in paths for parameter in inside[path]) for name, paths in blocks.items()}
