@@ -149,7 +149,8 @@ def times(lines: Sequence[Line]) -> dict[CHOICE, float]:
     found: dict[CHOICE, list[float]] = {}
     for line in lines:
         found.setdefault((line.criterion, line.scope), []).append(line.ratio)
-    return {choice: statistics.median(values) for choice, values in found.items()}
+    timed = {choice: [value for value in values if value < math.inf] for choice, values in found.items()}
+    return {choice: statistics.median(values) if values else math.inf for choice, values in timed.items()}
 
 
 def said(choice: CHOICE) -> str:

@@ -105,7 +105,7 @@ def page(rows: Sequence[Row]) -> str:
             some = [line for line in mine if line.structure == structure]
             if some:
                 parts += [f"### {title.partition(' (')[0]}: {what}", section(some)]
-    parts += [refusals(rows), local_section(), criteria_advice.advice(lines, dense)]
+    parts += [refusals(rows), unrun(rows), local_section(), criteria_advice.advice(lines, dense)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -117,8 +117,8 @@ def intro(rows: Sequence[Row]) -> str:
         "Written by `python benchmarks/criteria.py`; the raw rows are in `benchmarks/results/criteria.json`. Trained networks are pruned "
         "by every criterion of the library and not trained any further: once straight, once with the batch norms re-estimated on the "
         "images that were measured on (`secateur.reestimate`). Where chance has a part (random, Hutchinson's probes, projections of the "
-        "outputs) figures are the mean over the seeds 0, 1, 2, each with its own sample of data, ± their standard deviation; elsewhere "
-        "seed 0.\n\n"
+        "outputs) figures are the mean over the seeds 0, 1, 2, each with its own sample of data, ± their standard deviation (without ±: "
+        "seed 0 alone was run so far); elsewhere seed 0.\n\n"
         "*Scope* says what competes: global, all units as they are scored; per-mac, the same, each score divided by the MACs that leave "
         "with the unit; layer, every layer loses the same share. Criteria that their papers compare within a layer only were run by layer, "
         "too. *Time* is what measuring took, in plain forwards and backwards over the same samples in the same run: 1.00 means that it "
@@ -178,6 +178,18 @@ def of(line: Line, how: str, budget: float) -> list[float]:
 
 def third(figures: list[float]) -> float:
     return sorted(figures, reverse=True)[:BOLD][-1]
+
+
+def unrun(rows: Sequence[Row]) -> str:
+    """What was run on another network, but not on this one."""
+    there = {(str(row["model"]), str(row["structure"]), str(row["criterion"])) for row in rows if "criterion" in row}
+    places = sorted({(model, structure) for model, structure, _ in there})
+    told = []
+    for model, structure in places:
+        known = {criterion for _, other, criterion in there if other == structure}
+        if lacking := sorted(criterion for criterion in known if (model, structure, criterion) not in there):
+            told.append(f"{TITLES[model].partition(' (')[0]}, {structure}: {', '.join(f'`{name}`' for name in lacking)}")
+    return f"Not run yet: {'; '.join(told)}." if told else ""
 
 
 def refusals(rows: Sequence[Row]) -> str:

@@ -26,10 +26,10 @@ SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=30)
 def test_every_sample_comes_once_whatever_the_contexts(sizes: list[int], classes: int, contexts: str) -> None:
     data = numbered(sizes, classes)
     pieces = list(CONTEXTS[contexts](data))
-    seen = torch.cat([x for _, _, (x, _) in pieces])
+    seen = torch.cat([x for _, _, (x, _), _ in pieces])
     assert sorted(seen.tolist()) == list(range(sum(sizes)))
     label = dict(zip(torch.cat([x for x, _ in data]).tolist(), torch.cat([y for _, y in data]).tolist()))
-    for key, samples, (x, y) in pieces:
+    for key, samples, (x, y), _ in pieces:
         assert samples == len(x) == len(y) and [label[i] for i in x.tolist()] == y.tolist()
         if contexts == "class":
             assert {str(i) for i in y.tolist()} == {key}
@@ -40,7 +40,7 @@ def test_every_sample_comes_once_whatever_the_contexts(sizes: list[int], classes
 @given(SIZES, st.integers(1, 9))
 def test_classes_keep_the_order_and_batches_no_larger_than_they_came(sizes: list[int], classes: int) -> None:
     by_key: dict[str | None, list[int]] = {}
-    for key, samples, (x, _) in by_class(numbered(sizes, classes)):
+    for key, samples, (x, _), _ in by_class(numbered(sizes, classes)):
         assert samples <= max(sizes)
         by_key.setdefault(key, []).extend(x.tolist())
     assert all(found == sorted(found) for found in by_key.values())
@@ -58,13 +58,13 @@ def test_only_so_many_samples_wait(sizes: list[int], classes: int) -> None:
 
 
 def test_large_classes_come_in_full_batches() -> None:
-    sizes = Counter(samples for _, samples, _ in by_class(numbered([16] * 40, 4)))
+    sizes = Counter(samples for _, samples, _, _ in by_class(numbered([16] * 40, 4)))
     assert sizes[16] >= 36
 
 
 def test_samples_are_cut_from_dicts_and_what_is_not_per_sample_is_kept() -> None:
     batch = {"x": torch.arange(6).view(3, 2), "mask": torch.ones(1, 2), "labels": torch.tensor([1, 0, 1]), "flag": True}
-    pieces = [piece for _, _, piece in by_sample([batch])]
+    pieces = [piece for _, _, piece, _ in by_sample([batch])]
     assert [piece["x"].tolist() for piece in pieces] == [[[0, 1]], [[2, 3]], [[4, 5]]]
     assert all(piece["mask"].shape == (1, 2) and piece["flag"] is True for piece in pieces)
     full, *zeros, one = by_class([batch, batch])
@@ -97,7 +97,7 @@ def tagged(count: int, size: int = 8) -> list[tuple[Tensor, dict[str, object]]]:
 def test_lists_of_a_text_or_number_for_every_sample_are_cut_with_them(contexts: str | Keys) -> None:
     seen: list[int] = []
     pieces = list(cut_of(contexts)[0](tagged(4)))
-    for _, samples, (x, beside) in pieces:  # type: ignore[misc]
+    for _, samples, (x, beside), _ in pieces:  # type: ignore[misc]
         numbers = x.tolist()
         assert len(numbers) == samples == len(beside["names"])
         assert beside["labels"].tolist() == [n % 3 for n in numbers]
@@ -107,7 +107,7 @@ def test_lists_of_a_text_or_number_for_every_sample_are_cut_with_them(contexts: 
         assert beside["colours"] == ["red", "green"] and beside["none"] is None
         seen += numbers
     assert sorted(seen) == list(range(32))
-    assert contexts == "sample" or max(samples for _, samples, _ in pieces) == 8  # they wait for others, and are joined
+    assert contexts == "sample" or max(samples for _, samples, _, _ in pieces) == 8  # they wait for others, and are joined
 
 
 def test_targets_may_be_lists_alone() -> None:
@@ -128,7 +128,7 @@ def test_whole_numbers_are_in_their_order_before_other_keys() -> None:
 @given(SIZES, st.integers(1, 9))
 def test_only_a_class_that_went_on_early_is_in_one_piece(sizes: list[int], classes: int) -> None:
     pieces: dict[str | None, list[int]] = {}
-    for key, samples, _ in by_class(numbered(sizes, classes)):
+    for key, samples, _, _ in by_class(numbered(sizes, classes)):
         pieces.setdefault(key, []).append(samples)
     early = sum(sizes) > WAITING * max(sizes)
     assert all(len(found) > 1 or found == [1] or early for found in pieces.values())
@@ -136,13 +136,13 @@ def test_only_a_class_that_went_on_early_is_in_one_piece(sizes: list[int], class
 
 def test_samples_of_different_shapes_are_not_mixed() -> None:
     data = [(torch.zeros(2, width), torch.tensor([0, 0])) for width in (3, 5, 3)]
-    assert sorted(tuple(x.shape) for _, _, (x, _) in by_class(data)) == [(2, 3), (2, 3), (2, 5)]
+    assert sorted(tuple(x.shape) for _, _, (x, _), _ in by_class(data)) == [(2, 3), (2, 3), (2, 5)]
 
 
 def test_a_piece_does_not_hold_the_batch_it_was_cut_from() -> None:
     x = torch.zeros(100, 50)
     for cut in (by_sample, by_class):
-        for _, samples, (part, _) in cut([(x, torch.arange(100))]):
+        for _, samples, (part, _), _ in cut([(x, torch.arange(100))]):
             assert part.untyped_storage().nbytes() == samples * 50 * 4
 
 

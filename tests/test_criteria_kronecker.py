@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cases import Net, conv
+from secateur.criteria import Criterion
 from secateur.criteria.kronecker import kfac
+from secateur.criteria.samples import fisher_diagonal, fisher_sample
 from secateur.errors import BadInput
 from secateur.structure import channels, weights
 from secateur.task import Task
@@ -103,3 +105,27 @@ def test_a_recurrent_weight_is_refused_by_name() -> None:
     model, data = KINDS["hidden states"].model(), KINDS["hidden states"].data()
     with pytest.raises(BadInput, match=r"of rnn.weight_hh_l0 it does not .*Choose fisher"):
         list(kfac(Task(model, data, F.cross_entropy), weights(model)))
+
+
+class Casting(nn.Module):
+    """Runs its layers in bfloat16 by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layers(x)
+
+
+@pytest.mark.parametrize("criterion", [kfac, fisher_diagonal, fisher_sample])
+def test_a_model_that_casts_by_itself_is_measured(criterion: Criterion) -> None:
+    """Within the rounding of bfloat16, as the same model without."""
+    torch.manual_seed(0)
+    model, x = Casting(), torch.randn(6, 3, 5, 5)
+    data = [(x, torch.arange(6) % 3)]
+    (found,) = criterion(Task(model, data, lambda z, y: F.cross_entropy(z.float(), y)), weights(model))
+    (exact,) = criterion(Task(model.layers, data, F.cross_entropy), weights(model.layers))
+    for name, value in exact.items():
+        assert torch.corrcoef(torch.stack([found[f"layers.{name}"].flatten(), value.flatten()]))[0, 1] > 0.99, name

@@ -12,10 +12,12 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur import tree
+from secateur.contexts import Keys
 from secateur.criteria import CRITERIA
+from secateur.criteria.passes import Passes
 from secateur.errors import BadInput
 from secateur.measure import after, measure
 from secateur.reductions import normalised
@@ -170,6 +172,28 @@ def test_domains_that_take_turns_have_halves(domain: Callable[[int], int]) -> No
 def test_classes_that_take_turns_can_be_enough() -> None:
     found = measure(*alternating(40), contexts="class", enough=0.0)
     assert found.stability and found.error and found.samples < 100
+
+
+@pytest.mark.parametrize(("batches", "size"), [(16, 4), (4, 16), (40, 8), (100, 2)])
+@pytest.mark.parametrize("contexts", ["class", lambda batch: batch[1].tolist()])
+def test_it_is_not_enough_while_a_class_that_was_met_is_not_in_both_halves(batches: int, size: int, contexts: Keys) -> None:
+    """Unit k is needed by class k alone, so what some classes say of the ranking tells nothing of the others."""
+    model = nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10)).double()
+    for value in model.parameters():
+        value.data.copy_(3 * torch.eye(10) if value.dim() > 1 else torch.zeros(10))
+    chance = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 10, (batches * size,), generator=chance)
+    x = F.one_hot(y, 10) + 0.1 * torch.randn(len(y), 10, dtype=torch.float64, generator=chance)
+    task = Task(model, list(zip(x.split(size), y.split(size))), F.cross_entropy)
+    met: set[int] = set()
+
+    def watched() -> Iterator[object]:
+        for batch in task.data:
+            met.update(batch[1].tolist())  # type: ignore[index]
+            yield batch
+
+    found = measure(replace(task, data=Passes(watched)), channels(model, x[:2]), contexts=contexts, enough=0.0)
+    assert {*found.keys} == {*map(str, met)} and found.local["0"].min() > 0.5
 
 
 @pytest.mark.parametrize(("count", "classes"), [(2, 4), (1, 4), (4, 4), (8, 8)])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur import sure
-from secateur.sure import Stability, agreement, correlation, ranks, stability
+from secateur.sure import Stability, agreement, correlation, drawn, ranks, stability
 
 VALUES = st.lists(st.integers(-3, 3), min_size=1, max_size=20)
 
@@ -59,8 +59,17 @@ def test_of_very_many_units_some_are_compared(monkeypatch: pytest.MonkeyPatch) -
     noisy: Tensor = a + 0.1 * torch.rand(5005, generator=torch.Generator().manual_seed(1))
     whole = stability({"a": a}, {"a": noisy}, 0.5)
     monkeypatch.setattr(sure, "SAMPLED", 1000)
-    some = stability({"a": a}, {"a": noisy}, 0.5)
-    assert some == Stability(0.5, agreement(a[::7], noisy[::7], 0.5), correlation(a[::7], noisy[::7]))  # 6, made odd
-    assert some != whole
+    some, chosen = stability({"a": a}, {"a": noisy}, 0.5), drawn(5005)
+    assert some == Stability(0.5, agreement(a[chosen], noisy[chosen], 0.5), correlation(a[chosen], noisy[chosen])) != whole
     assert math.isclose(some.correlation, whole.correlation, abs_tol=0.01)
     assert math.isclose(some.agreement, whole.agreement, abs_tol=0.05)
+
+
+@pytest.mark.parametrize("row", range(2, 40))
+def test_those_that_are_compared_lie_everywhere_in_rows(row: int) -> None:
+    """Steps of a kernel's length would only ever meet one of its places."""
+    number = 9 * (1 << 15)
+    places = drawn(number)
+    assert len(places) == sure.SAMPLED and places.max() < number and len(places.unique()) > 0.8 * sure.SAMPLED
+    met = torch.bincount(places % row, minlength=row) / len(places) * row
+    assert met.min() > 0.9 and met.max() < 1.1

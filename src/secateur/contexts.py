@@ -20,11 +20,15 @@ WAITING = 8  # batches' worth of samples that may wait for others of their key
 
 
 class Piece(NamedTuple):
-    """Some data of one context: its key (None where contexts have no name), its number of samples, and the batch."""
+    """Some data of one context: its key (None where contexts have no name), its number of samples, and the batch.
+
+    waiting: how many keys were met before it of which there was no piece yet.
+    """
 
     key: str | None
     samples: int
     batch: object
+    waiting: int = 0
 
 
 class Column(list[object]):
@@ -63,11 +67,15 @@ def by_key(keys: Keys) -> Cut:
         waiting: dict[tuple[str, Layout], Piece] = {}
         given: Counter[str | None] = Counter()
         size = 0
+
+        def give(piece: Piece) -> Piece:
+            given[piece.key] += 1
+            return piece._replace(waiting=len({key for key, _ in waiting} - given.keys()))
+
         for batch in data:
             named = names_of(keys, batch)
             if isinstance(named, str):
-                given[named] += 1
-                yield Piece(named, samples_in(batch), batch)
+                yield give(Piece(named, samples_in(batch), batch))
                 continue
             form, size = layout(batch), max(size, len(named))
             for key, members in places(named).items():
@@ -75,18 +83,17 @@ def by_key(keys: Keys) -> Cut:
                 if (key, form) in waiting:
                     piece = join(waiting.pop((key, form)), piece, form)
                 if piece.samples > size:  # so something of the key comes afterwards
-                    given[key] += 1
-                    yield first(piece, size, form)
+                    yield give(first(piece, size, form))
                     piece = rest(piece, size, form)
                 waiting[key, form] = piece
             while sum(piece.samples for piece in waiting.values()) > WAITING * size:
                 key, form = max(waiting, key=lambda kind: waiting[kind].samples)
-                given[key] += 1
-                yield waiting.pop((key, form))
-        given.update(key for key, _ in waiting)
-        for (key, form), piece in waiting.items():
-            half = piece.samples // 2 if given[key] == 1 else 0
-            yield from [first(piece, half, form), rest(piece, half, form)] if half else [piece]
+                yield give(waiting.pop((key, form)))
+        left = Counter(key for key, _ in waiting)
+        for key, form in [*waiting]:
+            piece = waiting.pop((key, form))
+            half = piece.samples // 2 if given[key] + left[key] == 1 else 0
+            yield from map(give, [first(piece, half, form), rest(piece, half, form)] if half else [piece])
 
     return cut
 

@@ -59,7 +59,8 @@ def measure(
     another model, another loss (by its name and code), other settings or other data (by its first batch) is refused. What was seen is
     left out by the data's own `skip(n)` where it has one, else read past.
     enough: stop when two halves of the contexts agree on what to remove at `amount` (`stability.agreement`, a Jaccard index in 0..1), which
-    is looked at after 8 contexts and then at every quarter more. It needs a criterion that yields for every batch: others are refused.
+    is looked at after 8 contexts and then at every quarter more; not before every key that was met is in both halves, though: what one
+    needs, others do not tell. It needs a criterion that yields for every batch: others are refused.
     split: in an initialised torch.distributed process group, each process measures its share of the pieces and all get the merged result,
     the same as of one process. All read all data, unless each has data of its own already: split=False, known of a DistributedSampler
     (then `enough` is looked at every 8 pieces of each only, so it can stop later than one process would).
@@ -167,10 +168,11 @@ class Between:
         looks = self.enough is not None and stream.split and place == self.next  # as one process would, which has seen so many by then
         if place == self.start or (self.group.size > 1 and place % (ROUNDS * self.group.size) and not looks):
             return False
-        return self.meet(stream.place)[0]
+        return self.meet(stream.place, stream.waiting)[0]
 
-    def meet(self, place: Position | None) -> tuple[bool, bool]:
-        """Whether it is enough, and whether some process is not yet done; place: before which piece this one is, None where it is done."""
+    def meet(self, place: Position | None, waiting: int = 0) -> tuple[bool, bool]:
+        """Whether it is enough, and whether some process is not yet done; place: before which piece this one is, None where it is done;
+        waiting: how many keys have no piece yet."""
         try:
             self.group.fail_together()
         except BadInput:
@@ -178,7 +180,7 @@ class Between:
             raise
         looks = self.watch is not None and time.monotonic() - self.looked >= self.pause
         keeps = place is not None and self.checkpoint is not None and self.checkpoint.due
-        looks_, keeps_, open_, seen = self.group.summed([looks, keeps, place is not None, self.collector.seen])
+        looks_, keeps_, open_, seen, waiting = self.group.summed([looks, keeps, place is not None, self.collector.seen, waiting])
         due, stop = self.enough is not None and seen >= self.next, False
         if seen and (looks_ or keeps_ or due):
             began, whole = time.monotonic(), self.group.merged(self.collector)
@@ -186,7 +188,7 @@ class Between:
                 self.checkpoint.write(whole, place)
             if due and self.enough is not None:
                 self.next, sure = after(seen), whole.stability(self.amount)
-                stop = sure is not None and sure.agreement >= self.enough
+                stop = sure is not None and sure.agreement >= self.enough and whole.in_halves and not waiting
             if looks and self.watch:
                 self.watch(whole.sensitivity(self.amount))
                 self.looked = time.monotonic()

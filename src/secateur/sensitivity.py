@@ -252,6 +252,11 @@ class Collector:
                     mean[name].add_(value, alpha=share)
         return first, second
 
+    @property
+    def in_halves(self) -> bool:
+        """Whether every key has parts in both halves."""
+        return self.sums[0].keys() == self.sums[1].keys()
+
     def of_key(self, key: str) -> Scores:
         """The sum of all its parts."""
         there = [half[key] for half in self.sums if key in half]

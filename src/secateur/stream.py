@@ -39,6 +39,7 @@ class Stream:
     taken: batches taken from the data. handed: pieces handed out in this pass. number: that of the last one, among those of all processes;
     where it has a key, `turn` is its number among the pieces of that key.
     samples, total: in the last piece, and in all that were handed out in this pass.
+    waiting: keys that were met before the piece that is next, without a piece of theirs.
     place: before the piece that is next.
     ended: whether this pass came to its end.
     counts: False for a piece of another share that is handed out only because there is none of one's own.
@@ -60,6 +61,7 @@ class Stream:
     key: str | None = None
     samples: int = 0
     total: int = 0
+    waiting: int = 0
     counts: bool = True
     ended: bool = False
     place: Position = BEGINNING
@@ -83,6 +85,7 @@ class Stream:
                 batch, given = self.taken, place
             if place >= self.start.pieces:
                 self.place = Position(place, batch - 1, given) if self.cut in APART else Position(place)
+                self.waiting = piece.waiting
                 if self.between(self):
                     self.ended = True
                     return

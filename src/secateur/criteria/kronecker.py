@@ -88,9 +88,12 @@ class Seen(Watch):
         y = func(*args, **kwargs)
         if not y.requires_grad:
             return y
+        device = y.device.type
+        cast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)  # as it was in the model
 
         def run(instead: dict[int, Tensor]) -> Tensor:
-            value: Tensor = func(*(instead.get(id(v), v) for v in args), **{key: instead.get(id(v), v) for key, v in kwargs.items()})
+            with torch.autocast(device, dtype=dtype, enabled=cast):
+                value: Tensor = func(*(instead.get(id(v), v) for v in args), **{key: instead.get(id(v), v) for key, v in kwargs.items()})
             return value
 
         made = Made(self.name(use.weight), self.name(use.bias), call.operator, use, run, y.detach().clone())

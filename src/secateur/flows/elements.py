@@ -73,6 +73,7 @@ class Summed(Watch):
         y: Tensor = func(*args, **kwargs)
 
         def see(kept: Tensor, g: Tensor) -> None:
+            g = plain(g)  # squares in half precision would underflow
             if way is not None and weight is not None:
                 self.add(weight, way.sums(kept, g))
             if bias is not None and self.name(bias) in wanted:

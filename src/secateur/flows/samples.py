@@ -132,6 +132,8 @@ def batches_of_samples(task: Task) -> Iterator[tuple[int, Batch, int, dict[Call,
     axes: dict[Call, Axis | None] | None = None
     for number, batch in enumerate(task.batches()):
         samples = sliceable(batch)
+        if not samples:
+            raise BadInput(f"Batch {number} has no samples, so there is nothing to look at one by one. Leave such batches out of the data.")
         if samples > 1 and axes is None:
             axes = sample_axes(task, batch, number)
         yield number, batch, samples, axes or {}

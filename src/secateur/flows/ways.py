@@ -37,7 +37,8 @@ class Place(NamedTuple):
 
 
 class Way(NamedTuple):
-    """What to keep for the backward pass, and the function of that and of g = dL/dy: the sum over samples of |dL_s/dw|^power."""
+    """What to keep for the backward pass, and the function of that and of g = dL/dy, in float32 at least: the sum over samples of
+    |dL_s/dw|^power."""
 
     kept: Tensor
     sums: Callable[[Tensor, Tensor], Tensor]
@@ -66,7 +67,7 @@ def way_of(
         ones = {id(weight): torch.ones_like(weight), id(use.bias): None if use.bias is None else torch.zeros_like(use.bias)}
         instead = {key: value.detach() for key, value in ones.items() if value is not None}
         some_args, some_kwargs = swapped({**instead, id(others[0]): x}, args, kwargs)
-        return powers(of_elements(func(*some_args, **some_kwargs) * g, weight, use.makes, place), power)
+        return powers(of_elements(func(*some_args, **some_kwargs).to(g.dtype) * g, weight, use.makes, place), power)
 
     return Way(others[0], sums)
 
@@ -90,7 +91,7 @@ def of_elements(gradients: Tensor, value: Tensor, axes: Axes, place: Place) -> T
 def of_matrix(x: Tensor, g: Tensor, use: Use, place: Place, power: int) -> Tensor:
     """g_s^T x_s; of one position a sample, |g_o x_i|^power = |g_o|^power |x_i|^power."""
     (x_axis,), ((dim, y_axis),) = use.reads.values(), use.makes.items()
-    x, g = rows(x, place.x, place.samples, x_axis), rows(g, place.y, place.samples, y_axis)
+    x, g = rows(x.to(g.dtype), place.x, place.samples, x_axis), rows(g, place.y, place.samples, y_axis)
     if x.shape[1] == 1:
         total = (g[:, 0].abs() ** power).T @ (x[:, 0].abs() ** power)
     else:
@@ -180,14 +181,14 @@ CONVOLUTIONS: dict[str, Callable[..., Geometry | None]] = {
 
 
 def of_convolution(x: Tensor, g: Tensor, weight: Tensor, how: Geometry, place: Place, power: int) -> Tensor:
-    x, g = side(x, place.x, place.samples), side(g, place.y, place.samples)
+    x, g = side(x.to(g.dtype), place.x, place.samples), side(g, place.y, place.samples)
     if how.groups > 1:
         return of_groups(x, g, weight, how, power)
     if how.transposed:  # it is the other way round: y is what has windows, one for each position of x
         x, g = g, x
     x, sizes, inputs = x.movedim(2, -1), weight.shape[2:], weight[0].numel() // weight.shape[2]
     g, positions = g.movedim(2, -1).flatten(1, -2), g.shape[3:]
-    if {*sizes, *how.stride} == {1} and not any(how.padding):
+    if {*sizes, *how.stride} == {1} and not any((*how.padding, *how.output_padding)):
         totals = of_products(x.flatten(1, -2), g, power, as_it_is, inputs)
     else:
         totals = of_products(x, g, power, lambda some: windows(x[:some], sizes, positions, how), inputs)
@@ -228,7 +229,7 @@ def of_groups(x: Tensor, g: Tensor, weight: Tensor, how: Geometry, power: int) -
 
     def part(a: Tensor, b: Tensor) -> Tensor:
         n = len(a)
-        shape = weight.new_empty(()).expand(n * weight.shape[0], *weight.shape[1:])  # its numbers are not looked at
+        shape = b.new_empty(()).expand(n * weight.shape[0], *weight.shape[1:])  # its numbers are not looked at
         a, b = (value.transpose(0, 1).flatten(1, 2) for value in (a, b))
         _, gradients, _ = torch.ops.aten.convolution_backward(
             b, a, shape, None, how.stride, how.padding, how.dilation, how.transposed, how.output_padding, n * how.groups,
