@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import BadInput
 from ..plan import Plan
 from ..surgery import mask, masks
 from ..task import Task, no_labels
@@ -43,8 +44,8 @@ class Sums:
     @staticmethod
     def none(w: Tensor) -> Sums:
         groups, inputs, outputs = w.shape
-        zeros: Callable[..., Tensor] = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=w.device)  # noqa: E731
-        return Sums(zeros(groups, inputs + 1, inputs + 1), zeros(groups, inputs + 1, outputs), zeros(groups, outputs))
+        shapes = (groups, inputs + 1, inputs + 1), (groups, inputs + 1, outputs), (groups, outputs)
+        return Sums(*(torch.zeros(shape, dtype=torch.float64, device=w.device) for shape in shapes))
 
     def add(self, u: Tensor, y: Tensor) -> None:
         one = torch.cat([u, torch.ones_like(u[..., :1])], -1)
@@ -73,8 +74,9 @@ def fitted(train: Sums, held: Sums, w: Tensor, shifts: bool) -> Tensor:
         uu, uy, u, y = sums.deviations() if shifts else (sums.gram[:, :-1, :-1], sums.cross[:, :-1], torch.zeros(()), torch.zeros(()))
         new = w[:, :-1]
         if share is not None:
-            scale = share * uu.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-            new = new + torch.linalg.solve(uu + scale * torch.eye(uu.shape[1], dtype=uu.dtype, device=uu.device), uy - uu @ new)
+            size = uu.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+            damped = uu + share * torch.where(size > 0, size, 1) * torch.eye(uu.shape[1], dtype=uu.dtype, device=uu.device)
+            new = new + torch.linalg.solve(damped, uy - uu @ new)
         return torch.cat([new, y - u @ new if shifts else w[:, -1:]], 1)
 
     choices: list[float | None] = [None, *(GRID if train.gram[:, :-1, :-1].any() else ())]
@@ -84,46 +86,66 @@ def fitted(train: Sums, held: Sums, w: Tensor, shifts: bool) -> Tensor:
 
 
 def least_squares(model: nn.Module, plan: Plan, data: Iterable[object], progress: Callable[[int, int | None], None] | None = None) -> Tree:
-    """New values, at the old size, of the parameters and running statistics of `model` that read what the plan removes.
+    """New values of the weights of `model` that read what the plan removes, and of biases and running means: `with_values` takes them.
 
-    data: batches of (inputs, targets) or dicts; targets are not looked at.
+    Fitted are the weights of linear layers, of matrix products and of convolutions (in groups, too), each called once in a run. Others
+    stay: depthwise and transposed convolutions, recurrent layers, and weights that read in several places.
+    data: batches of (inputs, targets) or dicts; targets are not looked at. It is run through both models for every fitted weight, up to it.
+    progress: called with (weights fitted, weights in all). Raises BadInput for plans of connections, and where there is no data.
     """
+    if plan.structure != "channels":
+        what = f"this is a plan of {plan.structure}"
+        raise BadInput(f"Least squares fits what reads a removed channel, but {what}. Choose repair='statistics'.")
     pruned = mask(model, plan)
     dense, task = Task(model, data, no_labels), Task(pruned, data, no_labels)
     values = dict([*pruned.named_parameters(), *pruned.named_buffers()])
-    lost, found = masks(plan), Readings({name: {d for d, index in enumerate(kept) if index is not None} for name, kept in plan.kept.items()})
+    kept, changed = masks(plan), {}
     with torch.no_grad():
-        inputs, _ = next(iter(task.batches()))
-        task.run_on(inputs, 0, found.on)
-        readings, changed = found.once(), {}
-        for number, reading in enumerate(readings):
-            weight = values[reading.weight]
-            kept = lost[reading.weight] if reading.weight in lost else torch.ones_like(weight, dtype=torch.bool)
-            outputs = matrix_of(kept.to(weight.device), reading).any(1, keepdim=True)
-            w = matrix_of(weight.detach().double(), reading)
-            old = torch.zeros_like(w[:, :1]) if reading.bias is None else values[reading.bias].double().view_as(w[:, :1])
-            w = torch.cat([w, old], 1)
-            train, held = Sums.none(w[:, :-1]), Sums.none(w[:, :-1])
-            for inputs, _ in task.batches():
-                u, y = seen(task, reading, inputs).u, seen(dense, reading, inputs).y * outputs
-                cut = max(1, u.shape[1] * (HELD - 1) // HELD)
-                train.add(u[:, :cut], y[:, :cut])
-                held.add(u[:, cut:], y[:, cut:])
-            shifts = reading.bias is not None or reading.mean in values
-            new = fitted(train, held, w, shifts)
-            weight.copy_(weight_of(new[:, :-1], weight, reading) * kept.to(weight.device))
-            changed[reading.weight] = weight
-            if reading.bias is not None:
-                changed[reading.bias] = values[reading.bias].copy_(new[:, -1].flatten() * outputs.flatten())
-            elif shifts and reading.mean is not None:
-                changed[reading.mean] = values[reading.mean].sub_((new[:, -1] * outputs[:, 0]).flatten())
+        readings = read_by(task, {name: {d for d, index in enumerate(dims) if index is not None} for name, dims in plan.kept.items()})
+        for number, reading in enumerate(readings, 1):
+            for name, value in refit(reading, task, dense, values, kept[reading.weight]).items():
+                changed[name] = values[name].copy_(value)
             if progress:
-                progress(number + 1, len(readings))
+                progress(number, len(readings))
     return {name: value.detach() for name, value in changed.items()}
 
 
+def read_by(task: Task, losing: dict[str, set[int]]) -> list[Reading]:
+    """The calls whose weights lose inputs, in the order of a run."""
+    found = Readings(losing)
+    for inputs, _ in task.batches():
+        task.run_on(inputs, 0, found.on)
+        break
+    return found.once()
+
+
+def refit(reading: Reading, task: Task, dense: Task, values: Tree, kept: Tensor) -> Tree:
+    """New values of the weight of this call, and of its bias or of the running mean behind it; what is removed stays zero."""
+    weight, kept = values[reading.weight], kept.to(values[reading.weight].device)
+    outputs = matrix_of(kept, reading).any(1, keepdim=True)
+    w = matrix_of(weight.double(), reading)
+    bias = torch.zeros_like(w[:, :1]) if reading.bias is None else values[reading.bias].double().view_as(w[:, :1])
+    train, held = Sums.none(w), Sums.none(w)
+    for inputs, _ in task.batches():
+        u, y = seen(task, reading, inputs).u, seen(dense, reading, inputs).y * outputs
+        cut = max(1, u.shape[1] * (HELD - 1) // HELD)
+        train.add(u[:, :cut], y[:, :cut])
+        held.add(u[:, cut:], y[:, cut:])
+    shifts = reading.bias is not None or reading.mean in values
+    new = fitted(train, held, torch.cat([w, bias], 1), shifts)
+    shift = (new[:, -1:] * outputs).flatten()
+    found = {reading.weight: weight_of(new[:, :-1], weight, reading) * kept}
+    if reading.bias is not None:
+        found[reading.bias] = shift
+    elif shifts and reading.mean is not None:
+        found[reading.mean] = values[reading.mean] - shift
+    return found
+
+
 def seen(task: Task, reading: Reading, inputs: object) -> Until:
+    """What is read and made in this call. Raises BadInput where the model does not come to it."""
     until = Until(reading.call)
     with suppress(Reached):
         task.run_on(inputs, 0, until.on)
+        raise BadInput(f"The model calls {reading.weight} for some inputs only, so it cannot be fitted. Choose repair='statistics'.")
     return until

@@ -36,7 +36,7 @@ class Reading:
     var: str | None = None
 
 
-class Reached(Exception):  # noqa: N818  (nothing is wrong)
+class Reached(Exception):
     """The model has run as far as it had to."""
 
 
@@ -61,7 +61,7 @@ class Readings(Watch):
             reads = self.losing.get(name, set()) & use.reads.keys()
             if reads and matrix is not None:
                 self.made.append(y)
-                self.found.append(Reading(call, name, self.name(use.bias), *reads, len(matrix)))
+                self.found.append(Reading(call, name, self.name(use.bias), reads.pop(), len(matrix)))
         return y
 
     def behind(self, use: Use, x: Tensor) -> None:
@@ -91,7 +91,7 @@ class Until(Watch):
         self.u = read
         ((_, axis),) = use.makes.items()
         y: Tensor = func(*args, **kwargs)
-        self.y = y.movedim(axis, -1).flatten(0, -2).unflatten(1, (len(read), -1)).movedim(1, 0)
+        self.y = torch.unflatten(y.movedim(axis, -1).flatten(0, -2), 1, (len(read), -1)).movedim(1, 0)
         raise Reached
 
 
@@ -115,18 +115,18 @@ def unfolded(x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
     positions = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in spatial]
     last = x.movedim(1, -1).unsqueeze(1)
     rows = torch.stack([part.clone() for part in windows(last, sizes, positions, how)(last)], 2)  # (samples, positions, places, the rest)
-    return rows.flatten(0, 1).unflatten(-1, (-1, how.groups, weight.shape[1])).movedim(-2, 0).flatten(2)
+    return torch.unflatten(rows.flatten(0, 1), -1, (-1, how.groups, weight.shape[1])).movedim(-2, 0).flatten(2)
 
 
 def matrix_of(weight: Tensor, reading: Reading) -> Tensor:
     """A weight as (groups, inputs, outputs)."""
     if weight.dim() == 2:
         return weight.movedim(reading.reads, 0)[None]
-    return weight.unflatten(0, (reading.groups, -1)).movedim(2, -1).flatten(2).mT
+    return torch.unflatten(weight, 0, (reading.groups, -1)).movedim(2, -1).flatten(2).mT
 
 
 def weight_of(matrix: Tensor, like: Tensor, reading: Reading) -> Tensor:
     """The inverse of `matrix_of`."""
     if like.dim() == 2:
         return matrix[0].movedim(0, reading.reads)
-    return matrix.mT.unflatten(2, (*like.shape[2:], like.shape[1])).movedim(-1, 2).flatten(0, 1)
+    return torch.unflatten(matrix.mT, 2, (*like.shape[2:], like.shape[1])).movedim(-1, 2).flatten(0, 1)
