@@ -27,14 +27,14 @@ from .floors import Limit
 from .latency import Latency
 from .measure import measure
 from .plan import Plan
-from .repair import reestimate
+from .repair import least_squares, reestimate
 from .scope import Scope, per
 from .select import select
 from .sensitivity import Sensitivity, merge
 from .structure import Channels, Structure, layers, weights
 from .structure import as_graph as graph
 from .structure import channels as traced_channels
-from .surgery import proved, shrink
+from .surgery import proved, shrink, with_values
 from .task import Loss, Task
 from .tree import Scores
 
@@ -103,7 +103,8 @@ def prune(
     exact: leave groups alone whose removal is only approximately the same as zeroing.
     units: the kinds of units that may go ("channel", "head", "head dimension", ...); None: all, and of attention whole heads only.
     as_graph: prune the model as an exported graph, in which sizes follow that are written in its code; what comes back is that graph.
-    repair: "statistics" re-estimates batch norms on the inputs in `data`, by the difference to the dense model; None leaves them.
+    repair: "statistics" re-estimates batch norms on the inputs in `data`, by the difference to the dense model; "least-squares" fits the
+        weights that read what was removed, so that they make what they made; None leaves all as it is.
     Raises the errors of the stages: BadInput, BadLoss, NothingToPrune, BudgetUnreachable.
     """
     if curves is not None and (threshold is not None or scope != "global"):
@@ -214,6 +215,18 @@ STRUCTURES: dict[str, Callable[[nn.Module, object, bool, Collection[str] | None]
 
 
 def repaired(pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan: Plan, repair: str | None) -> nn.Module:
-    if repair not in (None, "statistics"):
-        raise BadInput(f"There is no repair {repair!r}. Choose 'statistics' or None.")
-    return pruned if repair is None else reestimate(pruned, dense, data, plan)
+    """`pruned`, the shrunk model, with what is left adjusted."""
+    if repair not in REPAIRS:
+        raise BadInput(f"There is no repair {repair!r}. Choose {', '.join(repr(name) for name in REPAIRS if name)} or None.")
+    return REPAIRS[repair](pruned, dense, data, plan)
+
+
+def refitted(pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan: Plan) -> nn.Module:
+    return shrink(with_values(dense, least_squares(dense, plan, data)), plan)
+
+
+REPAIRS: dict[str | None, Callable[[nn.Module, nn.Module, Iterable[object], Plan], nn.Module]] = {
+    "statistics": reestimate,
+    "least-squares": refitted,
+    None: lambda pruned, dense, data, plan: pruned,
+}

@@ -182,7 +182,7 @@ def prune(
     as_graph: AsGraph = False,
     schedule: Annotated[str, typer.Option(metavar="NAME", help="one-shot, linear or cubic")] = "one-shot",
     steps: Annotated[int, typer.Option(metavar="N", help="rounds of a gradual schedule")] = 5,
-    repair: Annotated[str, typer.Option(metavar="NAME", help="statistics or none")] = "statistics",
+    repair: Annotated[str, typer.Option(metavar="NAME", help="statistics, least-squares or none")] = "statistics",
     tune: Annotated[int, typer.Option(metavar="EPOCHS", help="of fine-tuning, after every round")] = 0,
     lr: Annotated[float, typer.Option(metavar="RATE", help="of fine-tuning")] = 1e-3,
     distill: Annotated[float, typer.Option(metavar="0..1", help="the dense model's share of the loss")] = 0.0,

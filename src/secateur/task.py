@@ -24,6 +24,11 @@ Loss = Callable[[object, object], Tensor]  # loss(outputs, targets) -> one numbe
 Around = Callable[[Tree], AbstractContextManager[object]]
 
 
+def no_labels(outputs: object, targets: object) -> Tensor:
+    """The loss of what runs a model only."""
+    raise AssertionError("nothing asks for a loss")
+
+
 @dataclass(frozen=True)
 class Task:
     """A model on data under a loss. Nothing in it changes the model: not its weights, mode, gradients or buffers.

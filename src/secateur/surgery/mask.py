@@ -45,3 +45,8 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     parameters = dict(copy.named_parameters())
     hold(copy, {name: kept for name, kept in masks(plan).items() if name in parameters})
     return copy
+
+
+def with_values(model: nn.Module, values: Tree) -> nn.Module:
+    """A copy of `model` with other values of some parameters and buffers."""
+    return twin(model, lambda name, value: values.get(name, value).to(value).clone())
