@@ -19,7 +19,7 @@ from secateur.api import repaired
 from subjects import SUBJECTS, Setting, absent
 
 ROWS = results.RESULTS / "accuracy.json"
-RATIOS = {"resnet20": (1.3, 1.5, 2.0), "resnet56": (1.3, 1.5, 2.0), "dscnn": (1.25, 1.5, 2.0)}  # MACs of the dense network to what is left
+RATIOS = {"resnet20": (1.3, 1.5, 2.0), "resnet56": (1.3, 1.5, 2.0), "dscnn": (1.25, 1.5, 2.0)}  # so many times fewer MACs
 REPAIRS = ("none", "statistics", "least-squares")
 
 
@@ -55,24 +55,26 @@ def measured(name: str, given: Setting, seed: int, kept: list[results.Row], made
 def page(rows: list[results.Row]) -> str:
     parts = [
         "# What repair keeps",
-        "Written by `python benchmarks/accuracy.py`; the rows are in `benchmarks/results/accuracy.json`. Channels of trained networks (of the "
-        "residual ones those inside blocks) are removed by `gradient_activation` per MAC; no weight is trained, and no label is used but for "
-        "that choice. Top-1 in %, on data that nothing was chosen by (CIFAR-10: test images; keyword spotting: clips), and the seconds that "
-        "the repair took. *statistics*: batch norms re-estimated by the difference to the dense network; *least-squares*: weights that read "
-        "what was removed, fitted to what they made. One sample of data each.",
+        "Written by `python benchmarks/accuracy.py`; the rows are in `benchmarks/results/accuracy.json`. Channels of trained networks (of "
+        "the residual ones those inside blocks) are removed by `gradient_activation` per MAC; no weight is trained, and no label is used but "
+        "for that choice. Top-1 in %, on data that nothing was chosen by (CIFAR-10: test images; keyword spotting: clips), and the seconds "
+        "that the repair took. *statistics*: batch norms re-estimated by the difference to the dense network; *least-squares*: weights that "
+        "read what was removed, fitted to what they made. One sample of data each.",
     ]
     for name in RATIOS:
         mine = [row for row in rows if row["net"] == name]
         if not mine:
             continue
         top = {(row.get("ratio"), row["repair"]): f"{results.percent(row['top1'])}" for row in mine}
-        time_ = {(row.get("ratio"), row["repair"]): f" ({row['seconds']:.0f} s)" for row in mine if row["repair"] != "none" and "seconds" in row}
+        timed = [row for row in mine if row["repair"] != "none" and "seconds" in row]
+        took = {(row.get("ratio"), row["repair"]): f" ({row['seconds']:.0f} s)" for row in timed}
         about = next(row for row in mine if "images" in row)
         parts.append(
             f"## {name}\n\nDense: {top[None, 'dense']}. Calibrated on {about['images']:,} samples, tested on {about['test']:,}. "
             f"Commit: {about['commit']}. Seed: {about['seed']}. Machine: {about['machine']}."
         )
-        lines = [[f"{ratio:g}x fewer MACs", *(top.get((ratio, how), "") + time_.get((ratio, how), "") for how in REPAIRS)] for ratio in RATIOS[name]]
+        cells = {pair: figure + took.get(pair, "") for pair, figure in top.items()}
+        lines = [[f"{ratio:g}x fewer MACs", *(cells.get((ratio, how), "") for how in REPAIRS)] for ratio in RATIOS[name]]
         parts.append(results.table(("", *REPAIRS), lines))
     return "\n\n".join(parts) + "\n"
 
