@@ -56,10 +56,10 @@ def page(rows: list[results.Row]) -> str:
     parts = [
         "# What repair keeps",
         "Written by `python benchmarks/accuracy.py`; rows in `benchmarks/results/accuracy.json`. Channels of trained networks (of the "
-        "residual ones those inside blocks) are removed by `gradient_activation` per MAC; no weight is trained, and no label is used but for "
-        "that choice. Top-1 in %, on data that nothing was chosen by (CIFAR-10: test images; keyword spotting: clips), and the seconds that "
-        "the repair took. *statistics*: batch norms re-estimated by the difference to the dense network; *least-squares*: weights that read "
-        "what was removed, fitted to what they made. One sample of data each.",
+        "residual ones those inside blocks) are removed by `gradient_activation` per MAC; no weight is trained, and no label is used but "
+        "for that choice. Top-1 in %, on data that nothing was chosen by (CIFAR-10: test images; keyword spotting: clips), and the "
+        "seconds that the repair took. *statistics*: batch norms re-estimated by the difference to the dense network; *least-squares*: "
+        "weights that read what was removed, fitted to what they made. One sample of data each.",
     ]
     for name in RATIOS:
         mine = [row for row in rows if row["net"] == name]
