@@ -117,7 +117,6 @@ def prune(
     scores = merge(sensitivity, local)
     amount, of = with_run(model, example, amount, of, budget)
     scope = scope_with_run(model, example, scope, of)
-
     losses = None if curves is None else losses_by(curves, found, scores, multiple)
     made: dict[str, object] = {
         "criterion": sensitivity.criterion, "contexts": sensitivity.contexts, "local": local, "samples": sensitivity.samples,

@@ -127,7 +127,7 @@ def refit(reading: Reading, task: Task, dense: Task, values: Tree, kept: Tensor)
     bias = torch.zeros_like(w[:, :1]) if reading.bias is None else values[reading.bias].double().view_as(w[:, :1])
     train, held = Sums.none(w), Sums.none(w)
     for inputs, _ in task.batches():
-        u, y = seen(task, reading, inputs).u, seen(dense, reading, inputs).y * outputs
+        u, y = rows_at(reading, task, inputs, made=False), rows_at(reading, dense, inputs, made=True) * outputs
         cut = max(1, u.shape[1] * (HELD - 1) // HELD)
         train.add(u[:, :cut], y[:, :cut])
         held.add(u[:, cut:], y[:, cut:])
@@ -142,10 +142,10 @@ def refit(reading: Reading, task: Task, dense: Task, values: Tree, kept: Tensor)
     return found
 
 
-def seen(task: Task, reading: Reading, inputs: object) -> Until:
-    """What is read and made in this call. Raises BadInput where the model does not come to it."""
-    until = Until(reading.call)
+def rows_at(reading: Reading, task: Task, inputs: object, made: bool) -> Tensor:
+    """What is read in this call, or made. Raises BadInput where the model does not come to it."""
+    until = Until(reading, made)
     with suppress(Reached):
         task.run_on(inputs, 0, until.on)
         raise BadInput(f"The model calls {reading.weight} for some inputs only, so it cannot be fitted. Choose repair='statistics'.")
-    return until
+    return until.rows

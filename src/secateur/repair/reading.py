@@ -23,7 +23,7 @@ class Reading:
     """A call whose weight reads removed units.
 
     weight, bias: the parameters; None where there is no bias.
-    mean, var: the running statistics of the batch norm behind it, which take up a shift and a factor.
+    mean: the running mean of the batch norm behind it, which takes up a shift.
     reads: the dimension of the weight that is read along. groups: of a convolution.
     """
 
@@ -33,7 +33,6 @@ class Reading:
     reads: int
     groups: int
     mean: str | None = None
-    var: str | None = None
 
 
 class Reached(Exception):
@@ -57,9 +56,9 @@ class Readings(Watch):
         name = self.name(use.weight)
         if name is not None:
             self.met[name] += 1
-            matrix = matrix_read(use, call, args, kwargs)
             reads = self.losing.get(name, set()) & use.reads.keys()
-            if reads and matrix is not None:
+            matrix = matrix_read(use, call, args, kwargs) if reads else None
+            if matrix is not None:
                 self.made.append(y)
                 self.found.append(Reading(call, name, self.name(use.bias), reads.pop(), len(matrix)))
         return y
@@ -68,8 +67,7 @@ class Readings(Watch):
         name = self.name(use.weight) or self.name(use.bias)
         for place, y in enumerate(self.made):
             if y is x and name is not None:
-                path = name.rpartition(".")[0]
-                self.found[place] = replace(self.found[place], mean=f"{path}.running_mean", var=f"{path}.running_var")
+                self.found[place] = replace(self.found[place], mean=f"{name.rpartition('.')[0]}.running_mean")
 
     def once(self) -> list[Reading]:
         """Those whose weight is called once."""
@@ -77,21 +75,24 @@ class Readings(Watch):
 
 
 class Until(Watch):
-    """Runs the model up to one call, and keeps what is read and made there."""
+    """Runs the model up to one call, and keeps the rows that are read there, or that are made."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, reading: Reading, made: bool) -> None:
         super().__init__()
-        self.call = call
+        self.reading, self.made = reading, made
+        self.rows = torch.zeros(0)
 
     def meets(self, use: Use, call: Call, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if call != self.call:
+        if call != self.reading.call:
             return func(*args, **kwargs)
-        read = matrix_read(use, call, args, kwargs)
-        assert read is not None  # it was, when the call was found
-        self.u = read
-        ((_, axis),) = use.makes.items()
-        y: Tensor = func(*args, **kwargs)
-        self.y = torch.unflatten(y.movedim(axis, -1).flatten(0, -2), 1, (len(read), -1)).movedim(1, 0)
+        if self.made:
+            ((_, axis),) = use.makes.items()
+            y: Tensor = func(*args, **kwargs)
+            self.rows = torch.unflatten(y.movedim(axis, -1).flatten(0, -2), 1, (self.reading.groups, -1)).movedim(1, 0)
+        else:
+            read = matrix_read(use, call, args, kwargs)
+            assert read is not None  # it was, when the call was found
+            self.rows = read
         raise Reached
 
 
