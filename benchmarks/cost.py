@@ -208,14 +208,19 @@ def main() -> int:
     if given.child:
         child(given.data, given.child[0], int(given.child[1]))
         return 0
-    found: results.Row = {
-        "repeats": given.repeats, "seed": given.seed, "threads": given.threads, **results.origin(),
-    }  # fmt: skip
-    nets = {}
+    kept = results.RESULTS / "cost.json"
+    asked = {name: value for name, value in vars(given).items() if name not in ("data", "child")} | results.origin()
+    found: results.Row = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    if not results.same(found, asked) or "peaks" in found:  # another version, or all is there: anew. Else it goes on from where it was.
+        found = {**asked, "nets": {}}
     for net in (residual(given.data, given.images, 128, given.seed), transformer(given.sequences, 64, 64, given.seed)):
-        nets[net.name] = {"about": net.about, "times": times(net.ways(), given.repeats), "beside": beside(net)}
-    found |= {"nets": nets, "imports": imports(given.repeats), "peaks": peaks(given.data)}
-    results.write_text(results.RESULTS / "cost.json", json.dumps(found, indent=1) + "\n")
+        taken: dict[str, object] = found["nets"].setdefault(net.name, {"about": net.about})  # type: ignore[attr-defined]
+        for part, measured in (("times", lambda net=net: times(net.ways(), given.repeats)), ("beside", lambda net=net: beside(net))):
+            if part not in taken:
+                taken[part] = measured()
+                results.write_text(kept, json.dumps(found, indent=1) + "\n")
+    found |= {"imports": imports(given.repeats), "peaks": peaks(given.data)}
+    results.write_text(kept, json.dumps(found, indent=1) + "\n")
     results.write_text(results.DOCS / "cost.md", page(found))
     print(page(found))
     return 0
