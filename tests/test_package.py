@@ -73,7 +73,8 @@ def test_make_says_what_it_installs_before_it_does(tmp_path: Path):
     shutil.copy(HERE / "Makefile", tmp_path)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
-    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}  # a make may run this test
+    within = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # of the make that may run this test
+    alone = {name: value for name, value in os.environ.items() if name not in within}
     said = subprocess.run(["make", "demo", "PYTHON=false"], cwd=tmp_path, env=alone, capture_output=True, text=True).stdout.splitlines()
     assert "PyTorch" in said[0] and ".venv" in said[0] and "a minute or several" in said[0]
     assert said[1].startswith("false -m venv")  # which fails: nothing is installed here
