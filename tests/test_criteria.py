@@ -102,6 +102,7 @@ REFUSED = {  # (criterion, kind of unit) -> words of the reason
     ("bn_scale", "connections"): "no unit here has one",
     ("bn_scale", "heads"): "no unit here has one",
     ("bn_scale", "hidden states"): "no unit here has one",
+    ("exact_obs", "layers"): "sees no weight that reads the units of layers",
     ("kfac", "hidden states"): "of rnn.bias_hh_l0 it does not",
     ("cosine", "connections"): "A single connection has no direction",
     ("output_features", "connections"): "that layer's own connections do not move",

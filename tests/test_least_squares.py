@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import secateur as sc
 from cases import Net
 from secateur.errors import BadInput
 from secateur.repair import least_squares
-from secateur.repair.least_squares import Sums, fitted
+from secateur.repair.least_squares import Sums, fitted, solved
 from secateur.surgery import with_values
 
 
@@ -117,17 +119,33 @@ def test_nothing_is_changed_for_the_worse(rows: int) -> None:
     for case in range(30):
         u, y = (torch.randn(2, 2 * rows, size, generator=chance, dtype=torch.float64) for size in (6, 3))
         u[:, :, case % 6] = 0
-        w = torch.randn(2, 7, 3, generator=chance, dtype=torch.float64)
-        train, held = Sums.none(w[:, :-1]), Sums.none(w[:, :-1])
+        train, held = Sums.none(u, y), Sums.none(u, y)
         train.add(u[:, :rows], y[:, :rows])
         held.add(u[:, rows:], y[:, rows:])
-        for shifts in (False, True):
-            new = fitted(train, held, w, shifts)
-            assert torch.isfinite(new).all()
-            exact = torch.cat([u, torch.ones(2, 2 * rows, 1).double()], -1) @ w - y
-            assert held.error(w) == pytest.approx(float(exact[:, rows:].square().sum()))
-            if not torch.equal(new, w):
-                assert (train + held).error(new) < (train + held).error(w)
+        nothing = torch.zeros(2, 7, 3, dtype=torch.float64)
+        for kept in (torch.ones(2, 6, 3).bool(), torch.rand(2, 6, 3, generator=chance) < 0.5):
+            for shifts in (False, True):
+                change = fitted(train, held, kept, shifts)
+                assert torch.isfinite(change).all() and not change[:, :-1][~kept].any()
+                if change.any():
+                    assert (train + held).error(change) < (train + held).error(nothing)
+                left = torch.cat([u, torch.ones(2, 2 * rows, 1).double()], -1) @ change - y
+                assert held.error(change) == pytest.approx(float(left[:, rows:].square().sum()))
+
+
+@pytest.mark.parametrize("outputs", ["alike", "each", "none"])
+def test_systems_are_solved_over_what_each_output_keeps(outputs: str) -> None:
+    chance = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 20, 6, generator=chance, dtype=torch.float64)
+    a, b = rows.mT @ rows, torch.randn(2, 6, 5, generator=chance, dtype=torch.float64)
+    kept = torch.rand(2, 6, 1 if outputs == "alike" else 5, generator=chance).expand(2, 6, 5) < (0 if outputs == "none" else 0.5)
+    expected = torch.zeros_like(b)
+    for group, output in itertools.product(range(2), range(5)):
+        index = kept[group, :, output].nonzero().flatten()
+        expected[group, index, output] = torch.linalg.solve(a[group][index][:, index], b[group, index, output])
+    torch.testing.assert_close(solved(a, b, kept), expected)
+    with mock.patch("secateur.repair.least_squares.MEMORY", 1):  # one at a time
+        torch.testing.assert_close(solved(a, b, kept), expected)
 
 
 def test_prune_repairs_by_least_squares() -> None:
@@ -143,5 +161,3 @@ def test_prune_repairs_by_least_squares() -> None:
     assert errors["least-squares"] < min(errors["statistics"], errors[None])  # type: ignore[type-var]
     with pytest.raises(BadInput, match="There is no repair 'lsq'"):
         sc.prune(model, x[:2], labelled, loss, amount=0.4, repair="lsq")
-    with pytest.raises(BadInput, match="this is a plan of weights"):
-        sc.prune(model, x[:2], labelled, loss, structure="weights", amount=0.4, repair="least-squares")

@@ -96,15 +96,7 @@ class Task:
         leaves = {name: value.requires_grad_() for name, value in self.parameters().items()}
         state = {**leaves, **{name: value.clone() for name, value in self.model.named_buffers()}}  # some modules count in evaluation, too
         with evaluating(self.model), around(leaves):
-            try:
-                return torch.func.functional_call(self.model, state, *arguments(inputs)), leaves
-            except torch.OutOfMemoryError:
-                raise
-            except (IndexError, ValueError, RuntimeError, TypeError) as error:
-                raise BadInput(
-                    f"In batch {batch} the model could not run on inputs {describe(inputs)}: {first_line(error)}. "
-                    "Make the data fit the model."
-                ) from error
+            return running_on(inputs, batch, lambda args, kwargs: torch.func.functional_call(self.model, state, args, kwargs)), leaves
 
     def gradients(self) -> Iterator[Tree]:
         """Per batch, dL/dw of its mean loss, dense and in float32 at least; zero for a parameter that the loss does not depend on."""
@@ -112,6 +104,18 @@ class Task:
             with derived(number):
                 gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
             yield {name: plain(gradient) for name, gradient in zip(leaves, gradients)}
+
+
+def running_on(inputs: object, batch: int, run: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> object:
+    """`run` on the arguments that these inputs are. Raises BadInput, naming the batch, where that fails."""
+    try:
+        return run(*arguments(inputs))
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, ValueError, RuntimeError, TypeError) as error:
+        raise BadInput(
+            f"In batch {batch} the model could not run on inputs {describe(inputs)}: {first_line(error)}. Make the data fit the model."
+        ) from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from .attention import confidence, entropy
 from .curvature import exact_hessian, hessian, hutchpp
 from .gradients import IN_ORDER, STEPS, fisher, gradient, gradient_activation, grasp, movement, snip, taylor
 from .kronecker import kfac
+from .layerwise import exact_obs
 from .nodata import inputs_from_statistics, synflow
 from .probability import Iterates, Posterior, laplace, needed, snr
 from .redundancy import cosine, fpgm
@@ -53,6 +54,7 @@ CRITERIA: dict[str, Criterion] = {
     "hutch++": hutchpp,
     "exact_hessian": exact_hessian,
     "obs": obs,
+    "exact_obs": exact_obs,
     "kfac": kfac,
     "snr": snr,
     "needed": needed,

@@ -1,11 +1,13 @@
-"""Least squares: what is left of a weight is fitted anew, so that what it makes stays what it was in the dense model.
+"""Least squares: what is left of a weight is fitted anew, so that what it makes becomes what it was in the dense model.
 
-    min over W, b of  sum over samples and positions of |u W + b - y|^2  +  lambda |W - W_0|^2
+    min over D, d of  sum over samples and positions of |u D + d - r|^2  +  lambda |D|^2,    W <- W + D / s,  b <- b + d / s
 
-    W = W_0 + (C_uu + lambda I)^-1 (C_uy - C_uu W_0),  b = mean(y) - mean(u) W        C: sums of products of deviations from the mean
+    D = (C_uu + lambda I)^-1 C_ur,  d = mean(r) - mean(u) D          C: sums of products of deviations from the mean
 
-    u: what the weight reads in the pruned model, a row for each position (of a convolution, the window that the kernel sees). y: what the
-    dense model makes there. W_0: the weight as it is. Where it has no bias, but a batch norm behind it, that one's running mean takes b.
+    u: what the weight reads in the pruned model, a row for each position (of a convolution, the window that the kernel sees). r: what is
+    missing there, of the dense model's output. Where the output is added to something else (a residual sum), r is what is missing of the
+    sum, and s is the factor between the two (of a batch norm, a scale); else s = 1. Where the weight has no bias, but a batch norm behind
+    it, that one's running mean takes d. D is zero where the weight is removed; where outputs keep different inputs, each is solved alone.
 
 No label is needed. Weights are fitted in the order in which the model calls them, each on what the fitted ones before it make, so it also
 makes up for what those left (He et al., 2017, "Channel pruning", eq. 5: there from dense features, layer by layer). lambda is chosen from a
@@ -15,137 +17,200 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
+from ..flows.reading import Halting, Made, Reading, Readings, matrix_of, weight_of
+from ..flows.watch import Call
 from ..plan import Plan
+from ..structure.cut import twin
 from ..surgery import mask, masks
-from ..task import Task, no_labels
+from ..task import Task, device_of, evaluating, no_labels, running_on, seeded
 from ..tree import Tree
-from .reading import Reached, Reading, Readings, Until, matrix_of, weight_of
+from .lockstep import Run, running
 
 HELD = 5  # of so many samples of a batch, the last one is held out
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lambda, in mean eigenvalues of C_uu
+SOME = 16  # outputs that lambda is chosen by, where each is solved for itself
+STILL = 1e-6  # an output of so small a factor, beside the largest, is left alone
+MEMORY = 2**28  # bytes of systems that are solved at once
 
 
 @dataclass
 class Sums:
-    """Sums of products over rows, in float64: of (u, 1) with itself and with y, (groups, inputs + 1, ...), and of y with itself."""
+    """Sums of products over rows, in float64: of (u, 1) with itself and with r, (groups, inputs + 1, ...), and of r with itself."""
 
     gram: Tensor
     cross: Tensor
     square: Tensor
 
     @staticmethod
-    def none(w: Tensor) -> Sums:
-        groups, inputs, outputs = w.shape
-        shapes = (groups, inputs + 1, inputs + 1), (groups, inputs + 1, outputs), (groups, outputs)
-        return Sums(*(torch.zeros(shape, dtype=torch.float64, device=w.device) for shape in shapes))
+    def none(u: Tensor, r: Tensor) -> Sums:
+        groups, inputs, outputs = len(u), u.shape[2] + 1, r.shape[2]
+        shapes = (groups, inputs, inputs), (groups, inputs, outputs), (groups, outputs)
+        return Sums(*(torch.zeros(shape, dtype=torch.float64, device=u.device) for shape in shapes))
 
-    def add(self, u: Tensor, y: Tensor) -> None:
+    def add(self, u: Tensor, r: Tensor) -> None:
         one = torch.cat([u, torch.ones_like(u[..., :1])], -1)
         self.gram += (one.mT @ one).double()
-        self.cross += (one.mT @ y).double()
-        self.square += y.double().square().sum(1)
+        self.cross += (one.mT @ r).double()
+        self.square += r.double().square().sum(1)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(self.gram + other.gram, self.cross + other.cross, self.square + other.square)
 
-    def error(self, w: Tensor) -> float:
-        """sum of |(u, 1) w - y|^2."""
-        return float((w * (self.gram @ w - 2 * self.cross)).sum() + self.square.sum())
+    def of(self, outputs: Tensor) -> Sums:
+        return Sums(self.gram, self.cross[..., outputs], self.square[..., outputs])
+
+    def error(self, change: Tensor) -> float:
+        """sum of |(u, 1) D - r|^2."""
+        return float((change * (self.gram @ change - 2 * self.cross)).sum() + self.square.sum())
 
     def deviations(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """C_uu, C_uy and the means of u and y."""
+        """C_uu, C_ur and the means of u and r."""
         number = self.gram[:, -1:, -1:]
-        u, y = self.gram[:, -1:, :-1] / number, self.cross[:, -1:] / number
-        return self.gram[:, :-1, :-1] - number * u.mT @ u, self.cross[:, :-1] - number * u.mT @ y, u, y
+        u, r = self.gram[:, -1:, :-1] / number, self.cross[:, -1:] / number
+        return self.gram[:, :-1, :-1] - number * u.mT @ u, self.cross[:, :-1] - number * u.mT @ r, u, r
 
 
-def fitted(train: Sums, held: Sums, w: Tensor, shifts: bool) -> Tensor:
-    """(W, b) of the least error on `held`, among w, w with another b and the fits on `train`; then with that lambda on both."""
+def fitted(train: Sums, held: Sums, kept: Tensor, shifts: bool) -> Tensor:
+    """(D, d) of the least error on `held`, among nothing, a shift and the fits on `train`; then with that lambda on both.
 
-    def at(sums: Sums, share: float | None) -> Tensor:
-        uu, uy, u, y = sums.deviations() if shifts else (sums.gram[:, :-1, :-1], sums.cross[:, :-1], torch.zeros(()), torch.zeros(()))
-        new = w[:, :-1]
+    kept: (groups, inputs, outputs), where D may differ from zero. shifts: whether there is a bias to take d.
+    """
+
+    def at(sums: Sums, kept: Tensor, share: float | None) -> Tensor:
+        uu, ur, u, r = sums.deviations() if shifts else (sums.gram[:, :-1, :-1], sums.cross[:, :-1], torch.zeros(()), torch.zeros(()))
+        change = torch.zeros_like(ur)
         if share is not None:
             size = uu.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
             damped = uu + share * torch.where(size > 0, size, 1) * torch.eye(uu.shape[1], dtype=uu.dtype, device=uu.device)
-            new = new + torch.linalg.solve(damped, uy - uu @ new)
-        return torch.cat([new, y - u @ new if shifts else w[:, -1:]], 1)
+            change = solved(damped, ur, kept)
+        return torch.cat([change, (r - u @ change) * kept.any(1, keepdim=True) if shifts else change[:, :1] * 0], 1)
 
+    some = torch.arange(kept.shape[2], device=kept.device)
+    if not alike(kept):
+        some = some[:: -(-len(some) // SOME)]
     choices: list[float | None] = [None, *(GRID if train.gram[:, :-1, :-1].any() else ())]
-    errors = [held.error(at(train, share)) for share in choices]
-    best = min(range(len(choices)), key=errors.__getitem__)
-    return at(train + held, choices[best]) if errors[best] < held.error(w) else w
+    errors = [held.of(some).error(at(train.of(some), kept[..., some], share)) for share in choices]
+    best = choices[min(range(len(choices)), key=errors.__getitem__)]
+    chosen = at(train, kept, best)
+    return at(train + held, kept, best) if held.error(chosen) < held.error(torch.zeros_like(chosen)) else torch.zeros_like(chosen)
 
 
-def least_squares(model: nn.Module, plan: Plan, data: Iterable[object], progress: Callable[[int, int | None], None] | None = None) -> Tree:
+def alike(kept: Tensor) -> bool:
+    """Whether all outputs that keep any input keep the same ones."""
+    return bool((kept == kept.any(2, keepdim=True) & kept.any(1, keepdim=True)).all())
+
+
+def solved(a: Tensor, b: Tensor, kept: Tensor) -> Tensor:
+    """A^-1 b over the inputs that each output keeps; zero elsewhere. a: (groups, inputs, inputs), b, kept: (groups, inputs, outputs)."""
+    if alike(kept):
+        return one_system(a, b, kept.any(2)) * kept
+    some = max(1, MEMORY // (8 * a.numel()))
+    systems = zip(torch.split(b.movedim(2, 0), some), torch.split(kept.movedim(2, 0), some))
+    return torch.cat([one_system(a, values[..., None], part)[..., 0] for values, part in systems]).movedim(0, 2)
+
+
+def one_system(a: Tensor, b: Tensor, kept: Tensor) -> Tensor:
+    """By the Cholesky factor. a: (..., inputs, inputs), b: (..., inputs, outputs), kept: (..., inputs)."""
+    a = torch.where(kept[..., None] & kept[..., None, :], a, torch.diag_embed((~kept).to(a.dtype)))
+    return torch.cholesky_solve(b * kept[..., None], torch.linalg.cholesky(a))
+
+
+def least_squares(
+    model: nn.Module, plan: Plan, data: Iterable[object], every: bool = False, progress: Callable[[int, int | None], None] | None = None
+) -> Tree:
     """New values of the weights of `model` that read what the plan removes, and of biases and running means: `with_values` takes them.
 
     Fitted are the weights of linear layers, of matrix products and of convolutions (in groups, too), each called once in a run. Others
-    stay: depthwise and transposed convolutions, recurrent layers, and weights that read in several places.
-    data: batches of (inputs, targets) or dicts; targets are not looked at. It is run through both models for every fitted weight, up to it.
-    progress: called with (weights fitted, weights in all). Raises BadInput for plans of connections, and where there is no data.
+    stay: transposed convolutions, recurrent layers, and weights that read in several places.
+    data: batches of (inputs, targets) or dicts; targets are not looked at. Both models are run on all of it at once, side by side.
+    every: fit every weight, also where it reads nothing that is removed, so that it makes up for what the ones before it left.
+    progress: called with (weights fitted, weights in all). Raises BadInput where there is no data, or some is run through other calls.
     """
-    if plan.structure != "channels":
-        what = f"this is a plan of {plan.structure}"
-        raise BadInput(f"Least squares fits what reads a removed channel, but {what}. Choose repair='statistics'.")
-    pruned = mask(model, plan)
-    dense, task = Task(model, data, no_labels), Task(pruned, data, no_labels)
+    pruned, kept = mask(model, plan), masks(plan)
+    buffers = dict(model.named_buffers())  # some modules count in evaluation, too
+    dense = twin(model, lambda name, value: value.clone() if name in buffers else value)
+    wanted: dict[str, set[int] | None] = dict.fromkeys(kept)
+    if every:
+        wanted = {name: None for name, _ in pruned.named_parameters()}
+    elif plan.kept:
+        wanted = {name: {d for d, index in enumerate(dims) if index is not None} for name, dims in plan.kept.items()}
+    batches = [inputs for inputs, _ in Task(pruned, data, no_labels).batches()]
     values = dict([*pruned.named_parameters(), *pruned.named_buffers()])
-    kept, changed = masks(plan), {}
-    with torch.no_grad():
-        readings = read_by(task, {name: {d for d, index in enumerate(dims) if index is not None} for name, dims in plan.kept.items()})
-        for number, reading in enumerate(readings, 1):
-            for name, value in refit(reading, task, dense, values, kept[reading.weight]).items():
-                changed[name] = values[name].copy_(value)
-            if progress:
-                progress(number, len(readings))
-    return {name: value.detach() for name, value in changed.items()}
+    changed: set[str] = set()
+    with torch.no_grad(), seeded(0, device_of(model)), evaluating(pruned), evaluating(dense):
+        found = readings_of(pruned, wanted, batches[0])
+        bodies = [partial(halting, one, found, *pair) for one in (pruned, dense) for pair in enumerate(batches)]
+        with running(bodies) as runs:
+            for number in range(1, len(found) + 1):
+                changed |= refit(values, kept, meeting(runs[: len(batches)], runs[len(batches) :]))
+                if progress:
+                    progress(number, len(found))
+    return {name: values[name].detach() for name in changed}
 
 
-def read_by(task: Task, losing: dict[str, set[int]]) -> list[Reading]:
-    """The calls whose weights lose inputs, in the order of a run."""
-    found = Readings(losing)
-    for inputs, _ in task.batches():
-        task.run_on(inputs, 0, found.on)
-        break
-    return found.once()
+def leaves_of(model: nn.Module) -> Tree:
+    return {name: value.requires_grad_() for name, value in model.named_parameters() if value.is_floating_point()}
 
 
-def refit(reading: Reading, task: Task, dense: Task, values: Tree, kept: Tensor) -> Tree:
-    """New values of the weight of this call, and of its bias or of the running mean behind it; what is removed stays zero."""
-    weight, kept = values[reading.weight], kept.to(values[reading.weight].device)
-    outputs = matrix_of(kept, reading).any(1, keepdim=True)
-    w = matrix_of(weight.double(), reading)
-    bias = torch.zeros_like(w[:, :1]) if reading.bias is None else values[reading.bias].double().view_as(w[:, :1])
-    train, held = Sums.none(w), Sums.none(w)
-    for inputs, _ in task.batches():
-        u, y = rows_at(reading, task, inputs, made=False), rows_at(reading, dense, inputs, made=True) * outputs
+def readings_of(model: nn.Module, wanted: dict[str, set[int] | None], inputs: object) -> dict[Call, Reading]:
+    readings = Readings(wanted)
+    with readings.on(leaves_of(model)):
+        running_on(inputs, 0, lambda args, kwargs: model(*args, **kwargs))
+    return readings.once()
+
+
+def halting(model: nn.Module, found: dict[Call, Reading], number: int, inputs: object, halt: Callable[[Made], None]) -> None:
+    """One run of the model, in a thread."""
+    with torch.no_grad(), Halting(found, halt).on(leaves_of(model)):
+        running_on(inputs, number, lambda args, kwargs: model(*args, **kwargs))
+
+
+class Met(NamedTuple):
+    """What all batches say of one weight. factor: s, (groups, 1, outputs)."""
+
+    reading: Reading
+    train: Sums
+    held: Sums
+    factor: Tensor
+
+
+def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]]) -> Met:
+    """Let all runs go on to the next halt."""
+    met: Met | None = None
+    for one, other in zip(pruned, dense):
+        made, wanted = one.on(), other.on()
+        if made is None or wanted is None or made.reading != wanted.reading or (met and met.reading != made.reading):
+            raise BadInput(
+                "The model calls its weights in another order for some inputs, or some of them not at all, so they cannot be fitted. "
+                "Choose repair='statistics'."
+            )
+        u, r = made.read, made.rows(wanted.total - made.total)
+        met = met or Met(made.reading, Sums.none(u, r), Sums.none(u, r), made.factor().double())
         cut = max(1, u.shape[1] * (HELD - 1) // HELD)
-        train.add(u[:, :cut], y[:, :cut])
-        held.add(u[:, cut:], y[:, cut:])
-    shifts = reading.bias is not None or reading.mean in values
-    new = fitted(train, held, torch.cat([w, bias], 1), shifts)
-    shift = (new[:, -1:] * outputs).flatten()
-    found = {reading.weight: weight_of(new[:, :-1], weight, reading) * kept}
-    if reading.bias is not None:
-        found[reading.bias] = shift
-    elif shifts and reading.mean is not None:
-        found[reading.mean] = values[reading.mean] - shift
-    return found
+        met.train.add(u[:, :cut], r[:, :cut])
+        met.held.add(u[:, cut:], r[:, cut:])
+    assert met is not None  # there is a batch
+    return met
 
 
-def rows_at(reading: Reading, task: Task, inputs: object, made: bool) -> Tensor:
-    """What is read in this call, or made. Raises BadInput where the model does not come to it."""
-    until = Until(reading, made)
-    with suppress(Reached):
-        task.run_on(inputs, 0, until.on)
-        raise BadInput(f"The model calls {reading.weight} for some inputs only, so it cannot be fitted. Choose repair='statistics'.")
-    return until.rows
+def refit(values: Tree, kept: Tree, met: Met) -> set[str]:
+    """Change the weight of this call, and its bias or the running mean behind it; their names."""
+    reading, factor = met.reading, met.factor
+    weight = values[reading.weight]
+    left = kept.get(reading.weight, torch.ones((), dtype=torch.bool)).to(weight.device).expand(weight.shape)
+    heard = factor.abs() > STILL * factor.abs().max()
+    shift = reading.bias or (reading.mean if reading.mean in values else None)
+    change = fitted(met.train, met.held, matrix_of(left, reading) & heard, shift is not None) / torch.where(heard, factor, 1)
+    weight += weight_of(change[:, :-1], weight, reading)
+    if shift is not None:
+        values[shift] += (change if reading.bias else -change)[:, -1].flatten()
+    return {reading.weight, *([shift] if shift else [])}

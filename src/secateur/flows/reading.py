@@ -1,0 +1,246 @@
+"""Which weights read, in the order in which the model calls them; what they read, as rows of a matrix product; where they are fitted.
+
+    y = u W + b,    u: (groups, rows, inputs), W: (groups, inputs, outputs), a row for each sample and position
+
+A weight is fitted where its output is first known to matter: at its call; or, where that output is added to something else with nothing
+between but a factor and a shift for every output (a batch norm in evaluation, a layer's scale), in front of that sum. There what the other
+summand lacks can be made up for, too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rules import Use, operator_of
+from .watch import Call, Watch
+from .ways import CONVOLUTIONS, Geometry, windows
+
+SUMS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
+FACTORS = {"mul", "__mul__", "__rmul__", "multiply"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A call whose weight reads what is looked for.
+
+    weight, bias: the parameters; None where there is no bias.
+    reads: the dimension of the weight that is read along. groups: of a convolution.
+    mean: the running mean of the batch norm behind it, which takes up a shift.
+    summed: it is fitted in front of the sum behind it.
+    """
+
+    call: Call
+    weight: str
+    bias: str | None
+    reads: int
+    groups: int
+    mean: str | None = None
+    summed: bool = False
+
+
+@dataclass(eq=False)
+class Made:
+    """What a call made, followed to where it is added to something else.
+
+    func, args, kwargs: the call. out: what has become of its output, by `links`, the calls since. other: what is added to it.
+    """
+
+    reading: Reading
+    use: Use
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Tensor
+    version: int
+    links: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    other: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        return self.out if self.other is None else self.out + self.other
+
+    @property
+    def read(self) -> Tensor:
+        """u."""
+        rows = matrix_read(self.use, self.reading.call, self.args, self.kwargs)
+        assert rows is not None  # it was, when the call was found
+        return rows
+
+    def rows(self, y: Tensor) -> Tensor:
+        """A tensor like the output, as (groups, rows, outputs)."""
+        ((_, axis),) = self.use.makes.items()
+        return torch.unflatten(y.movedim(axis, -1).flatten(0, -2), 1, (self.reading.groups, -1)).movedim(1, 0)
+
+    def along(self, y: Tensor) -> Tensor:
+        for func, args, kwargs in self.links:
+            y = func(y, *args[1:], **kwargs)
+        return y
+
+    def again(self) -> Tensor:
+        """`out`, made by the weight as it is now."""
+        return self.along(self.func(*self.args, **self.kwargs))
+
+    def factor(self) -> Tensor:
+        """What the links multiply by: (groups, 1, outputs)."""
+        like = self.out[:1]
+        for axis in range(1, like.dim()):
+            like = like if axis == next(iter(self.use.makes.values())) % like.dim() else like.narrow(axis, 0, 1)
+        return self.rows(self.along(torch.ones_like(like)) - self.along(torch.zeros_like(like)))[:, :1]
+
+
+class Following(Watch):
+    """Follows what some calls make, `pending`, to the sum that it enters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending: list[Made] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:  # fmt: skip
+        kwargs = kwargs or {}
+        mine = [made for made in self.pending if any(value is made.out for value in (*args, *kwargs.values()))]
+        if mine and operator_of(func) in SUMS and self.adds(mine, args, kwargs):
+            self.pending = [made for made in self.pending if made not in mine]
+        result = super().__torch_function__(func, types, args, kwargs)
+        for made in mine:
+            if isinstance(result, Tensor) and result is not made.out and made in self.pending:
+                if links(made, operator_of(func), args, kwargs) and result.shape == made.out.shape:
+                    made.links.append((func, args, kwargs))
+                    made.out = result
+                else:
+                    self.pending.remove(made)
+        return result
+
+    def adds(self, mine: list[Made], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if kwargs or len(args) != 2 or not all(isinstance(value, Tensor) for value in args) or args[0].shape != args[1].shape:
+            return False
+        last = mine[-1]
+        last.other = args[1] if args[0] is last.out else args[0]
+        if last.use.x is not None and last.use.x._version == last.version and last.other is not last.out:
+            self.sums(last)
+        return True
+
+    def sums(self, made: Made) -> None:
+        raise NotImplementedError
+
+
+def links(made: Made, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this only multiplies by a factor for every output, and shifts."""
+    if not args or args[0] is not made.out:
+        return False
+    if operator == "batch_norm":
+        return not kwargs.get("training", args[5] if len(args) > 5 else False)
+    if operator not in FACTORS or len(args) != 2 or kwargs:
+        return False
+    if not isinstance(args[1], Tensor):
+        return isinstance(args[1], (int, float))
+    ((_, axis),) = made.use.makes.items()
+    return all(size == 1 or place - args[1].dim() == axis for place, size in enumerate(args[1].shape))
+
+
+class Readings(Following):
+    """Finds the calls of these weights, each with the dimension that is read along: None, whichever it is."""
+
+    def __init__(self, wanted: Mapping[str, set[int] | None]) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.found: dict[Call, Reading] = {}
+        self.met: Counter[str] = Counter()
+
+    def meets(self, use: Use, call: Call, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if call.operator == "batch_norm":
+            self.behind(use, args[0])
+        y = func(*args, **kwargs)
+        name = self.name(use.weight)
+        if name is None:
+            return y
+        self.met[name] += 1
+        along = self.wanted.get(name, set())
+        reads = set(use.reads) if along is None else along & use.reads.keys()
+        matrix = matrix_read(use, call, args, kwargs) if reads else None
+        if matrix is not None and use.x is not None:
+            self.found[call] = Reading(call, name, self.name(use.bias), reads.pop(), len(matrix))
+            self.pending.append(Made(self.found[call], use, func, args, kwargs, y, use.x._version))
+        return y
+
+    def behind(self, use: Use, x: Tensor) -> None:
+        name = self.name(use.weight) or self.name(use.bias)
+        for made in self.pending:
+            if made.out is x and not made.links and name is not None:
+                call = made.reading.call
+                self.found[call] = replace(self.found[call], mean=f"{name.rpartition('.')[0]}.running_mean")
+
+    def sums(self, made: Made) -> None:
+        call = made.reading.call
+        self.found[call] = replace(self.found[call], summed=True)
+
+    def once(self) -> dict[Call, Reading]:
+        """Those whose weight is called once."""
+        return {call: reading for call, reading in self.found.items() if self.met[reading.weight] == 1}
+
+
+class Halting(Following):
+    """Halts where these are fitted, and goes on with what the weight makes then."""
+
+    def __init__(self, readings: Mapping[Call, Reading], halt: Callable[[Made], None]) -> None:
+        super().__init__()
+        self.readings, self.halt = readings, halt
+
+    def meets(self, use: Use, call: Call, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        y = func(*args, **kwargs)
+        reading = self.readings.get(call)
+        if reading is None or use.x is None:
+            return y
+        made = Made(reading, use, func, args, kwargs, y, use.x._version)
+        if reading.summed:
+            self.pending.append(made)
+            return y
+        self.halt(made)
+        return made.again()
+
+    def sums(self, made: Made) -> None:
+        self.halt(made)
+        made.out.copy_(made.again())
+
+
+def matrix_read(use: Use, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """u, or None where there is no way to make it."""
+    weight, x = use.weight, use.x
+    if weight is None or x is None or len(use.makes) != 1 or len(use.reads) != 1:
+        return None
+    ((dim, axis),) = use.reads.items()
+    if call.operator in CONVOLUTIONS:
+        how = CONVOLUTIONS[call.operator](*args, **kwargs)
+        return unfolded(x, weight, how) if how is not None and not how.transposed and x.dim() == weight.dim() else None
+    return x.movedim(axis, -1).flatten(0, -2)[None] if weight.dim() == 2 and x.shape[axis] == weight.shape[dim] else None
+
+
+def unfolded(x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
+    """The windows that the kernel sees: (groups, samples x positions, places of the kernel x channels of a group)."""
+    sizes = weight.shape[2:]
+    spatial = zip(x.shape[2:], sizes, how.stride, how.padding, how.dilation)
+    positions = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in spatial]
+    last = x.movedim(1, -1).unsqueeze(1)
+    rows = torch.stack([part.clone() for part in windows(last, sizes, positions, how)(last)], 2)  # (samples, positions, places, the rest)
+    return torch.unflatten(rows.flatten(0, 1), -1, (-1, how.groups, weight.shape[1])).movedim(-2, 0).flatten(2)
+
+
+def matrix_of(weight: Tensor, reading: Reading) -> Tensor:
+    """A weight as (groups, inputs, outputs)."""
+    if weight.dim() == 2:
+        return weight.movedim(reading.reads, 0)[None]
+    return torch.unflatten(weight, 0, (reading.groups, -1)).movedim(2, -1).flatten(2).mT
+
+
+def weight_of(matrix: Tensor, like: Tensor, reading: Reading) -> Tensor:
+    """The inverse of `matrix_of`."""
+    if like.dim() == 2:
+        return matrix[0].movedim(0, reading.reads)
+    return torch.unflatten(matrix.mT, 2, (*like.shape[2:], like.shape[1])).movedim(-1, 2).flatten(0, 1)
