@@ -37,7 +37,7 @@ from .lockstep import Run, running
 
 HELD = 5  # of so many samples of a batch, the last one is held out
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lambda, in mean eigenvalues of C_uu
-SOME = 16  # outputs that lambda is chosen by, where each is solved for itself
+SOME = 8  # outputs that lambda is chosen by, where each is solved for itself
 STILL = 1e-6  # an output of so small a factor, beside the largest, is left alone
 MEMORY = 2**28  # bytes of systems that are solved at once
 
@@ -97,11 +97,14 @@ def fitted(train: Sums, held: Sums, kept: Tensor, shifts: bool) -> Tensor:
     some = torch.arange(kept.shape[2], device=kept.device)
     if not alike(kept):
         some = some[:: -(-len(some) // SOME)]
-    choices: list[float | None] = [None, *(GRID if train.gram[:, :-1, :-1].any() else ())]
-    errors = [held.of(some).error(at(train.of(some), kept[..., some], share)) for share in choices]
-    best = choices[min(range(len(choices)), key=errors.__getitem__)]
-    chosen = at(train, kept, best)
-    return at(train + held, kept, best) if held.error(chosen) < held.error(torch.zeros_like(chosen)) else torch.zeros_like(chosen)
+    seen, unseen, tried = train.of(some), held.of(some), kept[..., some]
+    best: tuple[float | None] | None = None
+    least = unseen.error(torch.zeros_like(seen.cross))
+    for share in (None, *(GRID if train.gram[:, :-1, :-1].any() else ())):
+        change = at(seen, tried, share)
+        if (error := unseen.error(change)) < least:
+            least, best = error, (share,)
+    return torch.zeros_like(train.cross) if best is None else at(train + held, kept, *best)
 
 
 def alike(kept: Tensor) -> bool:
@@ -114,25 +117,33 @@ def solved(a: Tensor, b: Tensor, kept: Tensor) -> Tensor:
     if alike(kept):
         return one_system(a, b, kept.any(2)) * kept
     some = max(1, MEMORY // (8 * a.numel()))
-    systems = zip(torch.split(b.movedim(2, 0), some), torch.split(kept.movedim(2, 0), some))
-    return torch.cat([one_system(a, values[..., None], part)[..., 0] for values, part in systems]).movedim(0, 2)
+    fewest = kept.sum((0, 1)).argsort()  # those that keep as many are solved together
+    systems = zip(torch.split(b.movedim(2, 0)[fewest], some), torch.split(kept.movedim(2, 0)[fewest], some))
+    found = torch.cat([one_system(a, values[..., None], part)[..., 0] for values, part in systems])
+    return found[fewest.argsort()].movedim(0, 2)
 
 
 def one_system(a: Tensor, b: Tensor, kept: Tensor) -> Tensor:
-    """By the Cholesky factor. a: (..., inputs, inputs), b: (..., inputs, outputs), kept: (..., inputs)."""
-    a = torch.where(kept[..., None] & kept[..., None, :], a, torch.diag_embed((~kept).to(a.dtype)))
-    return torch.cholesky_solve(b * kept[..., None], torch.linalg.cholesky(a))
+    """By the Cholesky factor of what is kept. a: (groups, inputs, inputs), b: (..., groups, inputs, outputs), kept: (..., groups, inputs)."""
+    most = int(kept.sum(-1).max())
+    index = kept.int().argsort(dim=-1, descending=True, stable=True)[..., :most]
+    mine = kept.gather(-1, index)
+    part = a[torch.arange(len(a), device=a.device)[:, None, None], index[..., None], index[..., None, :]]
+    part = torch.where(mine[..., None] & mine[..., None, :], part, torch.diag_embed((~mine).to(a.dtype)))
+    index = index[..., None].expand(*index.shape, b.shape[-1])
+    right = b.gather(-2, index) * mine[..., None]
+    return torch.zeros_like(b).scatter(-2, index, torch.cholesky_solve(right, torch.linalg.cholesky(part)))
 
 
 def least_squares(
-    model: nn.Module, plan: Plan, data: Iterable[object], every: bool = False, progress: Callable[[int, int | None], None] | None = None
+    model: nn.Module, plan: Plan, data: Iterable[object], every: bool = True, progress: Callable[[int, int | None], None] | None = None
 ) -> Tree:
-    """New values of the weights of `model` that read what the plan removes, and of biases and running means: `with_values` takes them.
+    """New values of the weights of `model` after this plan, and of biases and running means: `with_values` takes them.
 
     Fitted are the weights of linear layers, of matrix products and of convolutions (in groups, too), each called once in a run. Others
     stay: transposed convolutions, recurrent layers, and weights that read in several places.
     data: batches of (inputs, targets) or dicts; targets are not looked at. Both models are run on all of it at once, side by side.
-    every: fit every weight, also where it reads nothing that is removed, so that it makes up for what the ones before it left.
+    every: fit all weights, so that they make up for what those before them left; else only those that lose what they read.
     progress: called with (weights fitted, weights in all). Raises BadInput where there is no data, or some is run through other calls.
     """
     pruned, kept = mask(model, plan), masks(plan)
