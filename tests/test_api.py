@@ -26,7 +26,7 @@ def batches(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]
 
 
-@pytest.mark.parametrize("structure", ["channels", "weights"])
+@pytest.mark.parametrize("structure", ["channels", "weights", "blocks", "4x1"])
 @pytest.mark.parametrize("of", ["units", "parameters", "macs", "bytes"])
 def test_the_budget_is_met_and_the_model_untouched(structure: str, of: str):
     model, data = residual(), batches()
@@ -63,6 +63,9 @@ def test_pruning_nothing_changes_nothing():
         ({"amount": 1.5}, sc.BadInput, "0..1"),
         ({"amount": 0.9999, "of": "macs"}, sc.BudgetUnreachable, "at most 0."),
         ({"amount": 0.5, "structure": "neurons"}, sc.BadInput, "no structure 'neurons'"),
+        ({"amount": 0.5, "structure": "4x0"}, sc.BadInput, "no structure '4x0'. Choose .*weights, blocks, or by their sizes 4x1"),
+        ({"amount": 0.5, "structure": "2:4"}, sc.BadInput, "2:4 itself says how much goes.*Leave amount= out"),
+        ({"amount": 0.5, "structure": "2x2", "repair": "least-squares"}, sc.BadInput, "this is a plan of 2x2"),
         ({"amount": 0.5, "repair": "magic"}, sc.BadInput, "no repair 'magic'"),
         ({"amount": 0.5, "criterion": "magic"}, sc.BadInput, "magic"),
         ({"amount": 0.5, "of": "dollars"}, sc.BadInput, "dollars"),

@@ -194,6 +194,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown kind of unit": (pruning(units="head,neuron"), "no kind of unit 'neuron'. Choose channel"),
     "unknown kind to measure": ([*MEASURE, "s.safetensors", "--units", "heads"], "no kind of unit 'heads'"),
     "unknown kind to inspect": (["inspect", "net.py:build", "--example", "1,3,32,32", "--units", ""], "no kind of unit ''"),
+    "an amount of n of m": (pruning(structure="2:4"), "Leave --amount out"),
+    "rounds of n of m": (pruning(structure="2:4", amount=None, schedule="linear"), "Leave --schedule out"),
+    "a curve of n of m": (pruning(structure="2:4", amount=None, curve=8), "Leave --curve out"),
+    "a block of nothing": (pruning(structure="0x4"), "There is no structure '0x4'"),
     "kinds of connections": (pruning(units="head", structure="weights"), "Leave --units out"),
     "a graph of what branches": (pruning(model="net.py:branching", weights=None, as_graph=True), "cannot be exported as a graph"),
     "local above 1": (pruning(local=2), "--local"),
@@ -364,6 +368,9 @@ FOLDERS: dict[str, tuple[dict[str, object], str, str]] = {
     "channels of a file": ({"sensitivity": "s.safetensors", "scope": "lamp"}, "0:3", ", ranked as "),
     "connections": ({"structure": "weights"}, "1.conv.weight:3,2,1,1", "1.conv.weight:3,2,1,1 (connection) "),
     "connections, round by round": ({"structure": "weights", "schedule": "cubic", "steps": 2}, "6.weight:3,2", "(connection) "),
+    "blocks": ({"structure": "4x1"}, "1.conv.weight:1,2,1,1", "1.conv.weight:1,2,1,1 (block) "),
+    "blocks, round by round": ({"structure": "blocks", "schedule": "cubic", "steps": 2}, "6.weight:3,1", "(block) "),
+    "n of m": ({"structure": "2:4", "amount": None}, "1.conv.weight:3,2,1,1", "of its run of 4 connections along dimension 1 score higher"),
     "layers": ({"structure": "layers", "scope": "per-mac"}, "layers:1", "layers:1 (2) (layer) "),
     "a layer by its path": ({"structure": "layers", "amount": None, "threshold": 0.1}, "2", "layers:1 (2) (layer) "),
 }
@@ -385,7 +392,7 @@ def test_explain_takes_every_folder_that_prune_writes(case: str, here: Path, cap
     assert f" of {sum(mask.numel() for mask in plan.keep.values()):,} from the least needed" in said.out
     assert ("who needs it:" in said.out) == (usual.get("contexts") == "class")
     assert run(["explain", "out", "--unit", "elsewhere:1"]) == 2
-    units = "connections" if plan.structure == "weights" else plan.structure
+    units = {"channels": "channels", "layers": "layers", "4x1": "blocks", "1x4": "blocks"}.get(plan.structure, "connections")
     assert f"Its units are {units}." in capsys.readouterr().err
 
 
@@ -473,6 +480,18 @@ def test_connections_are_zeroed_and_stay_zero(here: Path):
     assert run(pruning(structure="weights", amount=0.8, tune=1, quiet=True)) == 0
     weights = [value for value in load_file(here / "out" / "model.safetensors").values() if value.dim() >= 2]
     assert sum(int((value == 0).sum()) for value in weights) == round(0.8 * sum(value.numel() for value in weights))
+
+
+def test_two_of_every_four_stay(here: Path, capsys: pytest.CaptureFixture[str]):
+    words = [part for part in pruning(structure="2:4", amount=None, curve=None, tune=1) if part != "--quiet"]
+    assert run(words) == 0
+    stored = load_file(here / "out" / "model.safetensors")
+    assert (stored["3.weight"].unflatten(1, (2, 4)) != 0).sum(2).eq(2).all() and stored["0.weight"].all()
+    assert read_plan("out").frozen == {"0.weight": "its 3 inputs are no multiple of 4"}
+    assert run(["report", "out"]) == 0 and "the 2 best stay" in (here / "out" / "report.html").read_text()
+    capsys.readouterr()
+    assert run(["inspect", "net.py:build", "--example", "1,3,32,32", "--structure", "2:4"]) == 0
+    assert "its 3 inputs are no multiple of 4" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "plan.json"])

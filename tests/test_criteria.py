@@ -18,7 +18,7 @@ from secateur.criteria import CRITERIA, criterion, name_of
 from secateur.criteria.curvature import hessian
 from secateur.errors import BadInput
 from secateur.measure import measure
-from secateur.structure import Structure, channels, layers, weights
+from secateur.structure import Structure, blocks, channels, layers, n_of_m, weights
 from secateur.task import Task
 from secateur.tree import Scores
 from toy import Hidden, batches, mlp
@@ -92,29 +92,34 @@ class Kind:
 
 KINDS = {
     "connections": Kind(convolutions, (2, 4, 4), lambda model, x: weights(model)),
+    "blocks": Kind(convolutions, (2, 4, 4), lambda model, x: blocks(model, (2, 2))),  # of three outputs the last block has one
+    "n of m": Kind(convolutions, (2, 4, 4), lambda model, x: n_of_m(model, 1, 2)),
     "channels": Kind(convolutions, (2, 4, 4), channels),
     "heads": Kind(transformer, (5, 4), lambda model, x: channels(model, x, units=["head"])),
     "hidden states": Kind(recurrent, (5, 4), channels),
     "layers": Kind(residual, (3,), layers),
 }
 
+AT_OLD_SIZE = ("connections", "blocks", "n of m")
+SINGLE = ("connections", "n of m")
+
 REFUSED = {  # (criterion, kind of unit) -> words of the reason
-    ("bn_scale", "connections"): "no unit here has one",
+    **{("bn_scale", kind): "no unit here has one" for kind in AT_OLD_SIZE},
     ("bn_scale", "heads"): "no unit here has one",
     ("bn_scale", "hidden states"): "no unit here has one",
     ("exact_obs", "layers"): "sees no weight that reads the units of layers",
     ("kfac", "hidden states"): "of rnn.bias_hh_l0 it does not",
-    ("cosine", "connections"): "A single connection has no direction",
-    ("output_features", "connections"): "that layer's own connections do not move",
+    **{("cosine", kind): "A single connection has no direction" for kind in SINGLE},
+    **{("output_features", kind): "that layer's own connections do not move" for kind in AT_OLD_SIZE},
     **{
         (name, kind): f"{name} ranks attention heads, and nothing else"
         for name in ("confidence", "entropy")
-        for kind in ("connections", "channels", "hidden states", "layers")
+        for kind in (*AT_OLD_SIZE, "channels", "hidden states", "layers")
     },
     **{
         (name, kind): f"{name} looks at the activation of a unit"
         for name in ("mean_activation", "apoz", "hrank", "gradient_activation")
-        for kind in ("connections", "layers")
+        for kind in (*AT_OLD_SIZE, "layers")
     },
 }
 
@@ -127,10 +132,8 @@ SIGNED = {  # criterion -> why a dead unit's score of zero is the last by magnit
 BLIND = {  # criterion, or (criterion, kind) -> why a dead unit is not its last
     "random": "it is chance",
     "fpgm": "it looks for what others replace, and zero is not always in the middle",
-    ("movement", "connections"): "a weight of zero begins to move",
-    ("gradient", "connections"): "a weight of zero may have a gradient",
-    ("fisher", "connections"): "a weight of zero may have a gradient",
-    ("fisher_diagonal", "connections"): "a weight of zero may have a gradient",
+    **{("movement", kind): "a weight of zero begins to move" for kind in AT_OLD_SIZE},
+    **{(name, kind): "a weight of zero may have a gradient" for name in ("gradient", "fisher", "fisher_diagonal") for kind in AT_OLD_SIZE},
 }
 
 ORDERED = {  # criterion, or (criterion, kind) -> why another order of the units gives other scores
@@ -174,7 +177,7 @@ def test_what_a_criterion_cannot_serve_is_said(name: str, kind: str) -> None:
 
 def test_every_kind_of_unit_is_there() -> None:
     for kind in KINDS:
-        assert {group.kind for group in placed(kind)[1].groups.values()} == {kind.removesuffix("s")}
+        assert {group.kind for group in placed(kind)[1].groups.values()} == {"connection" if kind in SINGLE else kind.removesuffix("s")}
 
 
 @every(REFUSED)

@@ -14,7 +14,7 @@ from secateur.criteria import Criterion
 from secateur.criteria.kronecker import kfac
 from secateur.criteria.samples import fisher_diagonal, fisher_sample
 from secateur.errors import BadInput
-from secateur.structure import channels, weights
+from secateur.structure import blocks, channels, weights
 from secateur.task import Task
 from test_criteria import KINDS
 from toy import batches, mlp
@@ -63,6 +63,48 @@ def test_kfac_of_a_connection_is_the_diagonal(measured: tuple[Task, list[tuple[T
     (scores,) = kfac(task, weights(task.model))
     for name, (w, a, g) in zip(("0.weight", "2.weight"), layers):
         torch.testing.assert_close(scores[name], (w.square() * torch.outer(g.diag(), a.diag()) / 2)[:, :-1])
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 2), (3, 3), (5, 1)])
+def test_kfac_of_a_block_is_the_quadratic_form_of_its_connections(
+    shape: tuple[int, int], measured: tuple[Task, list[tuple[Tensor, Tensor, Tensor]]]
+) -> None:
+    task, layers = measured
+    (scores,) = kfac(task, blocks(task.model, shape))
+    for name, (w, a, g) in zip(("0.weight", "2.weight"), layers):
+        for row, column in torch.cartesian_prod(*map(torch.arange, scores[name].shape)).tolist():
+            own = torch.zeros_like(w)
+            rows = slice(row * shape[0], (row + 1) * shape[0])
+            columns = slice(column * shape[1], min((column + 1) * shape[1], w.shape[1] - 1))  # the last is the bias
+            own[rows, columns] = w[rows, columns]
+            assert scores[name][row, column].item() == pytest.approx(quadratic(own, a, g) / 2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_kfac_of_blocks_of_a_convolution_is_that_of_its_patches(groups: int) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=groups, bias=False), nn.Flatten(), nn.Linear(64, 3)).double()
+    x, target = torch.randn(4, 4, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    made = model[0](x)
+    (g,) = torch.autograd.grad(F.cross_entropy(model[1:](made), target, reduction="sum"), made)
+    b = g.flatten(2).transpose(1, 2).flatten(0, 1)
+    w, g = model[0].weight.detach(), b.T @ b / 4 / 16
+    (scores,) = kfac(Task(model, [(x, target)], F.cross_entropy), blocks(model, (2, 2)))
+    per = w.shape[1]
+    for unit in torch.cartesian_prod(*map(torch.arange, scores["0.weight"].shape)).tolist():
+        own = torch.zeros_like(w)
+        place = (slice(2 * unit[0], 2 * unit[0] + 2), slice(2 * unit[1], 2 * unit[1] + 2), *unit[2:])
+        own[place] = w[place]
+        group = 2 * unit[0] // (4 // groups)
+        patches = F.unfold(x[:, group * per : (group + 1) * per], 3, padding=1).transpose(1, 2).flatten(0, 1)
+        expected = quadratic(own.flatten(1), patches.T @ patches / 4, g) / 2
+        assert scores["0.weight"][tuple(unit)].item() == pytest.approx(expected)
+
+
+def test_blocks_across_the_groups_of_a_convolution_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(16, 3)).double()
+    data = [(torch.randn(2, 4, 4, 4, dtype=torch.float64), torch.tensor([0, 1]))]
+    with pytest.raises(BadInput, match=r"A block of 0\.weight lies across groups"):
+        list(kfac(Task(model, data, F.cross_entropy), blocks(model, (4, 1))))
 
 
 def test_kfac_of_a_convolution_is_that_of_its_patches() -> None:

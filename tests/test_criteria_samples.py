@@ -13,7 +13,7 @@ from secateur import as_graph, tree
 from secateur.contexts import by_sample
 from secateur.criteria import CRITERIA
 from secateur.measure import measure
-from secateur.structure import Structure, channels, layers, weights
+from secateur.structure import Structure, blocks, channels, layers, n_of_m, weights
 from secateur.task import Task
 from secateur.tree import Scores
 from test_flows_samples import SHARED, Shared, shares
@@ -41,7 +41,10 @@ def model() -> nn.Module:
 
 X = torch.randn(7, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2, 1])
-STRUCTURES = {"channels": lambda net: channels(net, X), "layers": lambda net: layers(net, X), "weights": weights}
+STRUCTURES = {
+    "channels": lambda net: channels(net, X), "layers": lambda net: layers(net, X), "weights": weights,
+    "blocks": lambda net: blocks(net, (4, 4)), "2:4": n_of_m,
+}  # fmt: skip
 
 
 def loop(name: str, task: Task, structure: Structure) -> Scores:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.criteria.surgeon import inverse_fisher, obs
 from secateur.errors import BadInput
-from secateur.structure import Group, channels, layers, weights
+from secateur.structure import Group, blocks, channels, layers, weights
 from secateur.task import Task
 from test_criteria import KINDS
 from toy import Hidden, batches, mlp
@@ -52,6 +52,14 @@ def test_obs_is_the_increase_of_the_loss_when_the_others_are_fitted_again() -> N
     for gone in range(5):
         increase = refitted(x, y, [i for i in range(5) if i != gone]) - half_square(model(x), y).item()
         assert scores["weight"][0, gone].item() == pytest.approx(increase, rel=1e-6)
+
+
+def test_obs_of_a_block_is_that_of_all_its_weights_and_the_last_may_be_smaller() -> None:
+    model, x, y = regression()
+    (scores,) = obs(Task(model, [(x, y)], half_square), blocks(model, (1, 2)), block=5, damping=1e-10)
+    for number, kept in enumerate(([2, 3, 4], [0, 1, 4], [0, 1, 2, 3])):
+        increase = refitted(x, y, kept) - half_square(model(x), y).item()
+        assert scores["weight"][0, number].item() == pytest.approx(increase, rel=1e-6)
 
 
 class Pairs(nn.Module):

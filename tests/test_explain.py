@@ -207,6 +207,32 @@ def test_connections_go_by_their_index() -> None:
         explain(plan, measured, scores, "2.weight:7,0", structure)
 
 
+def test_blocks_go_by_their_index_and_the_last_may_be_smaller() -> None:
+    structure = sc.blocks(mlp(6, 9, 7, 4), (2, 4))
+    plan, measured, scores, _ = made(structure=structure, contexts="batch")
+    told = explain(plan, measured, scores, "2.weight:1,2", structure)  # rows 2 and 3, the last of nine columns
+    assert (told.unit, told.kind, told.members, told.saved) == ("2.weight:1,2", "block", (), {"parameters": 2.0, "bytes": 16.0})
+    assert explain(plan, measured, scores, "2.weight:0,0", structure).saved["parameters"] == 8.0
+    assert told.cut is not None and told.instead and explain(plan, measured, scores, "2.weight:1,2").kind == "block"
+
+
+def test_of_n_of_m_the_run_is_told() -> None:
+    structure = sc.n_of_m(mlp(4, 8, 4), 1, 4)
+    measured = sc.measure(sc.Task(mlp(4, 8, 4), batches(4, 16, 4, 4), F.cross_entropy), structure)
+    scores = sc.merge(measured, 0.5)
+    plan = sc.select(scores, structure, keep=["0.*"])
+    facts = Leaving.from_json(leaving(structure, scores, plan).to_json(), scores)
+    for row in range(4):
+        for place in range(8):
+            run = scores["2.weight"][row, place // 4 * 4 :][:4]
+            ahead = int((run > scores["2.weight"][row, place]).sum())
+            told = explain(plan, measured, scores, f"2.weight:{row},{place}", facts)
+            assert told.why == f"{ahead} of its run of 4 connections along dimension 1 score higher, and the 1 best stay."
+            assert told.kept == (ahead == 0) and told.cut is None and told.instead == () and "1:4" in told.how
+    assert explain(plan, measured, scores, "0.weight:0,0", facts).why == "its whole weight was left as it is."
+    assert "the 1 best stay" in explain(plan, measured, scores, "2.weight:0,0").why
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()

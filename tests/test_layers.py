@@ -21,7 +21,7 @@ ROWS = (
         "criteria", "sensitivity", "reductions", "contexts", "cost", "activations", "stream", "sure", "conflicts", "sensitivity_file",
         "resume", "distributed", "sharded_task", "measure", "flows",
     },
-    {"scope", "schedule", "budget", "floors", "path", "connections", "pulled", "select", "plan", "allocate", "shards"},
+    {"scope", "schedule", "budget", "floors", "path", "connections", "runs", "pulled", "select", "plan", "allocate", "shards"},
     {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
     {
         "evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json", "leaving",

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -45,6 +46,12 @@ CONNECTIONS = Plan(
     cost={},
 )
 
+N_OF_M = replace(CONNECTIONS, structure="1:2", made={"amount": None})
+BLOCKS = replace(
+    CONNECTIONS, structure="1x2", keep={"w": torch.tensor([[True, False], [True, True]])}, shapes={"w": (2, 3)}, blocks={"w": (1, 2)}
+)
+BLOCKS_STORED = torch.tensor([[True, False, False], [False, True, True]])
+
 
 def decoded(text: str | bytes, stored: dict[str, tuple[int, ...]] = STORED, room: int = 300) -> Plan:
     return decode(
@@ -53,7 +60,7 @@ def decoded(text: str | bytes, stored: dict[str, tuple[int, ...]] = STORED, room
 
 
 def same(a: Plan, b: Plan) -> None:
-    for field in ("structure", "sizes", "shapes", "digest", "cost", "made", "approximate", "frozen"):
+    for field in ("structure", "blocks", "sizes", "shapes", "digest", "cost", "made", "approximate", "frozen"):
         assert getattr(a, field) == getattr(b, field), field
     assert a.keep.keys() == b.keep.keys() and all(torch.equal(a.keep[name], b.keep[name]) for name in a.keep)
     flat_a, flat_b = (
@@ -68,6 +75,34 @@ def test_a_plan_is_what_it_was():
 
 def test_the_masks_of_connections_are_the_non_zeros():
     same(decoded(encode(CONNECTIONS, SHA), {"w": (2, 2)}), CONNECTIONS)
+    same(decoded(encode(N_OF_M, SHA), {"w": (2, 2)}), N_OF_M)
+
+
+def of_blocks(raw: str) -> Plan:
+    return decode(raw.encode(), {"w": (2, 3)}, 300, SHA, lambda name: BLOCKS_STORED)
+
+
+def test_the_masks_of_blocks_are_where_any_weight_is_not_zero():
+    same(of_blocks(encode(BLOCKS, SHA)), BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "said"),
+    [
+        ("w", [1, 4], r"block of 'w' is \(1, 4\), which does not fit into \(2, 3\)"),
+        ("w", [0, 2], "does not fit"),
+        ("w", [2], "does not fit"),
+        ("w", [1, 1 << 61], "does not fit"),
+        ("w", "1x2", "is not a list"),
+        ("v", [1, 2], "does not fit"),
+        ("w", [1, 1], "has 4 connections of 'w', which the weights do not have"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(name: str, block: object, said: str):
+    raw = json.loads(encode(BLOCKS, SHA))
+    raw["blocks"][name] = block
+    with pytest.raises(Damage, match=said):
+        of_blocks(json.dumps(raw))
 
 
 @given(st.lists(st.booleans(), max_size=40))
@@ -83,7 +118,7 @@ def test_what_json_cannot_say_becomes_text():
     assert made["threshold"] == "-inf" and made["criterion"] == "len" and made["sizes"] == [1, 2]
 
 
-@pytest.mark.parametrize("plan", [PLAN, CONNECTIONS], ids=["channels", "weights"])
+@pytest.mark.parametrize("plan", [PLAN, CONNECTIONS, N_OF_M, BLOCKS], ids=["channels", "weights", "n of m", "blocks"])
 def test_the_schema_accepts_what_is_written(plan: Plan):
     jsonschema.Draft202012Validator.check_schema(schema())
     jsonschema.validate(json.loads(encode(plan, SHA)), schema(), jsonschema.Draft202012Validator)
@@ -145,6 +180,13 @@ def test_a_huge_kept_buffer_is_refused_without_being_made():
 def test_what_is_not_json_is_refused(text: bytes):
     with pytest.raises(Damage):
         decoded(text)
+
+
+@pytest.mark.parametrize("structure", ["weights", "1x2", "2:4"])
+def test_tensors_that_keep_their_size_have_no_kept_indices(structure: str):
+    raw = json.loads(encode(PLAN, SHA)) | {"structure": structure}
+    with pytest.raises(Damage, match=r"where all tensors keep their size, but it has kept indices of 'a\.weight'"):
+        decoded(json.dumps(raw))
 
 
 def test_more_non_zeros_than_connections_are_refused():

@@ -220,10 +220,18 @@ def test_the_headline_has_the_numbers():
 
 def test_units_are_called_what_they_are():
     _, plan, measured, scores = a_story({"layers": (40,)})
-    for structure, word in (("channels", "channels"), ("weights", "connections"), ("layers", "layers")):
+    called = {"channels": "channels", "weights": "connections", "layers": "layers", "2x2": "blocks", "2:4": "connections"}
+    for structure, word in called.items():
         told = story_of(replace(plan, structure=structure), measured, scores)
         assert f" of 40 {word} stay." in render(told)
-        assert len(told.reasons[0].units) == (12 if structure == "weights" else 40)
+        assert len(told.reasons[0].units) == (40 if structure in ("channels", "layers") else 12)
+
+
+def test_where_the_structure_says_how_much_stays_there_is_no_one_cut():
+    _, plan, measured, scores = a_story({"w": (4, 8)})
+    told = story_of(replace(plan, structure="2:4"), measured, scores)
+    assert told.reasons[0].cut is None and not any(layer.protected or layer.yielded for layer in told.layers)
+    assert "of every 4 that follow each other the 2 best stay, so there is no one cut" in render(told)
 
 
 def test_charts_of_accuracy_say_which_data_they_show():

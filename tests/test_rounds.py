@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import secateur as sc
+from secateur.surgery import masks
 from test_api import batches, residual
 from test_channels import outputs, same
 
@@ -23,7 +24,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: list[tuple[t
     model.eval()
 
 
-@pytest.mark.parametrize("structure", ["channels", "weights"])
+@pytest.mark.parametrize("structure", ["channels", "weights", "2x2"])
 @pytest.mark.parametrize("schedule", ["linear", "cubic"])
 @pytest.mark.parametrize("of", ["units", "macs"])
 def test_each_round_meets_its_share_and_the_last_the_amount(structure: str, schedule: str, of: str):
@@ -95,14 +96,18 @@ def test_what_is_out_of_reach_in_the_end_is_said_before_the_first_round():
         next(sc.rounds(residual(), data[0][0], data, F.cross_entropy, amount=0.999, of="macs", steps=3))
 
 
-def test_masks_are_held_after_resuming(tmp_path):
+@pytest.mark.parametrize("structure", ["weights", "2x2"])
+def test_masks_are_held_after_resuming(structure: str, tmp_path):
     model, data = residual(), batches()
-    settings = {"amount": 0.5, "structure": "weights", "steps": 3, "checkpoint": tmp_path}
+    settings = {"amount": 0.5, "structure": structure, "steps": 3, "checkpoint": tmp_path}
+    last = None
     for _ in itertools.islice(sc.rounds(model, data[0][0], data, F.cross_entropy, **settings), 2):
         pass
     for step in sc.rounds(model, data[0][0], data, F.cross_entropy, **settings):
         train(step.model, torch.optim.Adam(step.model.parameters(), lr=0.01), data)
-        assert all((dict(step.model.named_parameters())[name][~keep] == 0).all() for name, keep in step.plan.keep.items())
+        assert all((dict(step.model.named_parameters())[name][~kept] == 0).all() for name, kept in masks(step.plan).items())
+        assert last is None or not any((step.plan.keep[name] & ~keep).any() for name, keep in last.keep.items())
+        last = step.plan
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
@@ -148,7 +153,7 @@ def test_a_plan_tells_the_rule_that_merged_global_and_local(tmp_path, contexts, 
     assert last.plan.made["local"] == rule
 
 
-@pytest.mark.parametrize("structure", ["channels", "weights"])
+@pytest.mark.parametrize("structure", ["channels", "weights", "2x2"])
 def test_limits_are_of_the_dense_model_in_every_round(structure: str):
     model, data = residual(), batches()
     dense = sc.api.structure_of(model, data[0][0], structure)

@@ -23,7 +23,7 @@ from .scope import SCOPES, per
 from .select import select, select_each
 from .sensitivity import Collector, Sensitivity, merge
 from .sensitivity_file import read_sensitivity, write_sensitivity
-from .structure import Group, Structure, as_graph, layers, rule, weights
+from .structure import Group, Structure, as_graph, blocks, layers, n_of_m, rule, weights
 from .surgery import hold, mask, shrink
 from .table import Table
 from .task import Task
@@ -57,6 +57,7 @@ __all__ = [
     "Unreadable",
     "allocate",
     "as_graph",
+    "blocks",
     "channels",
     "compare",
     "cost",
@@ -71,6 +72,7 @@ __all__ = [
     "mask",
     "measure",
     "merge",
+    "n_of_m",
     "per",
     "prune",
     "read_plan",

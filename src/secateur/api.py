@@ -31,9 +31,10 @@ from .repair import least_squares, reestimate
 from .scope import Scope, per
 from .select import select
 from .sensitivity import Sensitivity, merge
-from .structure import Channels, Structure, layers, weights
+from .structure import Channels, Structure, blocks, layers, n_of_m, weights
 from .structure import as_graph as graph
 from .structure import channels as traced_channels
+from .structure.kinds import SIZED, block_of, n_of_m_in, refuse_amount
 from .surgery import proved, shrink, with_values
 from .task import Loss, Task
 from .tree import Scores
@@ -86,7 +87,8 @@ def prune(
 
     example: a tensor, a tuple of arguments or a dict of keyword arguments that the model runs on.
     data: batches to measure on, (inputs, targets) or dicts; loss: `loss(outputs, targets)`, one number or one per sample.
-    structure: "channels" or "layers" (really smaller), "weights" (zeros at the old size), or a Structure made before.
+    structure: "channels" or "layers" (really smaller); "weights", "blocks" (1x4), a shape of blocks such as "4x1" (outputs x inputs), or
+        "2:4" (zeros at the old size; it says itself how much goes: leave amount= out); or a Structure made before.
     criterion, contexts: how importance is measured, and on which pieces of the data: "batch", "sample", "class", or a function
         batch -> keys, as in `measure`.
     local: the weight 0..1 of local sensitivity (of the context that needs a unit most) against global, or "rms", as in `merge`.
@@ -112,6 +114,8 @@ def prune(
     absolute(budget)  # what is no budget is told before anything is measured
     model = graph(model, example) if as_graph else model
     found = structure_of(model, example, structure, exact, units)
+    asked = {"amount=": amount, "budget=": budget, "threshold=": threshold, "drop=": drop, "curves=": curves}
+    refuse_amount(found.kind, **{name: value is not None for name, value in asked.items()})
     task = Task(model, data, loss, seed)
     sensitivity = measure(task, found, criterion, contexts, progress=progress)
     scores = merge(sensitivity, local)
@@ -199,17 +203,28 @@ def structure_of(
     """The structure of that name; a structure is one already."""
     if not isinstance(structure, str):
         return structure
-    if structure not in STRUCTURES:
-        raise BadInput(f"There is no structure {structure!r}. Choose {', '.join(STRUCTURES)}.")
+    named_structure(structure)
     if units is not None and structure != "channels":
         raise BadInput(f"units= chooses among the units of 'channels', but the structure is {structure!r}. Leave it out.")
+    if (shape := block_of(structure)) is not None:
+        return blocks(model, shape, example)
+    if (counts := n_of_m_in(structure)) is not None:
+        return n_of_m(model, *counts, example)
     return STRUCTURES[structure](model, example, exact, units)
+
+
+def named_structure(name: str) -> str:
+    """Raises BadInput for a name that no structure has."""
+    if name not in STRUCTURES and block_of(name) is None and n_of_m_in(name) is None:
+        raise BadInput(f"There is no structure {name!r}. Choose {', '.join(STRUCTURES)}, or {SIZED}.")
+    return name
 
 
 STRUCTURES: dict[str, Callable[[nn.Module, object, bool, Collection[str] | None], Structure]] = {
     "channels": channels,
     "layers": lambda model, example, exact, units: layers(model, example, exact),
     "weights": lambda model, example, exact, units: weights(model, example),
+    "blocks": lambda model, example, exact, units: blocks(model, example=example),
 }
 
 

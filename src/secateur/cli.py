@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .api import STRUCTURES, structure_of
+from .api import named_structure, structure_of
 from .cli_asked import ALL_SCOPES, Asked, kinds_of, local_in
 from .cli_curves import curves_into
 from .cli_evaluate import evaluate_folder
@@ -47,7 +47,7 @@ from .distributed import launched
 from .errors import SecateurError
 from .frontends.data import data_of
 from .frontends.models import example_of
-from .journey import First, at_least, criterion_of, example_in, loss_of, model_of, one_of, within_one
+from .journey import First, at_least, criterion_of, example_in, loss_of, model_of, within_one
 from .measure import measure as measured
 from .progress import bars
 from .sensitivity_file import write_sensitivity
@@ -96,7 +96,7 @@ def inspect(
     as_graph: AsGraph = False,
 ) -> None:
     """Show which units may leave, which stay whole and why, and what the model costs."""
-    one_of(structure, STRUCTURES, "structure")
+    named_structure(structure)
     kinds, net, inputs = kinds_of(units, structure), model_of(model, weights), example_of(example)
     found = structure_of(graph(net, inputs) if as_graph else net, inputs, structure, exact, kinds)
     say(False, groups_table(found) if found.groups else none_may(found), *([frozen_table(found)] if found.frozen else []), totals(found))
@@ -126,7 +126,7 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Measure how much every unit matters: over the data (global), and where it is needed most (local). Runs under torchrun, too."""
-    one_of(structure, STRUCTURES, "structure")
+    named_structure(structure)
     at_least("samples", samples, 1), at_least("batch", batch, 1)
     within_one("enough", 0 if enough is None else enough), within_one("amount", amount)
     chosen, kinds, cut = criterion_of(criterion), kinds_of(units, structure), contexts_of(contexts)
@@ -256,7 +256,7 @@ def curves(
     quiet: Quiet = False,
 ) -> None:
     """Measure what each layer alone does to the accuracy as it loses units. Goes on after a stop from what FILE has."""
-    one_of(structure, STRUCTURES, "structure")
+    named_structure(structure)
     at_least("samples", samples, 1), at_least("batch", batch, 1), at_least("multiple", multiple, 1)
     kinds = kinds_of(units, structure)
     refuse(out)

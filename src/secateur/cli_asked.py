@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .api import RUN, SCOPES_OF_A_RUN, STRUCTURES, scope_with_run, structure_of, with_run
+from .api import RUN, SCOPES_OF_A_RUN, named_structure, scope_with_run, structure_of, with_run
 from .budget import Amount, Of, absolute, fraction, parts_of
 from .cli_curves import curves_in
 from .cli_measure import contexts_of
@@ -28,6 +28,7 @@ from .sensitivity import Sensitivity
 from .sensitivity_file import read_sensitivity
 from .structure import Structure, as_graph
 from .structure.channels import ALL_KINDS
+from .structure.kinds import n_of_m_in, refuse_amount
 from .task import Loss
 
 ALL_SCOPES = (*SCOPES, *SCOPES_OF_A_RUN)
@@ -137,7 +138,7 @@ class Given:
 
 def check(asked: Asked) -> None:
     """What can be refused before anything is computed."""
-    one_of(asked.structure, STRUCTURES, "structure")
+    named_structure(asked.structure)
     contexts_of(asked.contexts)
     one_of(asked.of, (*COSTS, *RUN), "cost")
     one_of(asked.scope, ALL_SCOPES, "scope")
@@ -190,7 +191,13 @@ WAYS = {
 
 
 def check_ways(asked: Asked) -> None:
-    """Raises BadInput unless exactly one option says how much goes."""
+    """Raises BadInput unless exactly one option says how much goes; or none, where the structure does."""
+    if n_of_m_in(asked.structure) is not None:
+        options = {f"--{name}": getattr(asked, name) is not None for name in (*WAYS, "curves")}
+        options |= {"--multiple": asked.multiple != 1, "--least": asked.least != "1", "--most": asked.most != "1.0"}
+        options |= {"--curve": bool(asked.curve) and "curve" in asked.given}
+        refuse_amount(asked.structure, **options, **{"--schedule": asked.gradual})
+        return
     given = [f"--{name}" for name in WAYS if getattr(asked, name) is not None]
     if not given:
         raise BadInput(f"Say how much goes: give {', '.join(f'--{name} ({what})' for name, what in WAYS.items())}.")

@@ -20,6 +20,7 @@ from .sensitivity import merge
 from .sensitivity_file import read_sensitivity
 from .structure import Structure
 from .structure import as_graph as graph
+from .structure.kinds import refuse_amount
 from .table import Table
 from .task import Task
 from .tree import Scores
@@ -50,6 +51,7 @@ def curves_into(
     bar: Bar,
 ) -> tuple[Curves, Path]:
     """The curves, and the page beside `out` that shows them. What `out` has is not measured again. Raises BadInput, Unreadable."""
+    refuse_amount(structure, **{"curves against the amount": True})
     steps = amounts_of(amounts)
     chosen, cut, lossy = criterion_of(criterion), contexts_of(contexts), loss_of(loss)
     net, splits = model_of(model, weights, seed), data_of(data, seed, batch)

@@ -34,6 +34,7 @@ from .select import ranked, select
 from .sensitivity import Sensitivity, merge
 from .sensitivity_file import read_sensitivity
 from .structure import all_kept
+from .structure.kinds import n_of_m_in
 from .surgery import shrink
 from .table import Table
 from .task import Task
@@ -214,7 +215,7 @@ def forget_rounds(asked: Asked) -> None:
 def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
     """The curve on the validation split, and the table on the test split, which nothing before this has looked at."""
     curve: dict[str, list[dict[str, float]]] = {}
-    if asked.curve:
+    if asked.curve and n_of_m_in(found.plan.structure) is None:
         label = found.sensitivity.criterion if asked.sensitivity else asked.criterion
         label += f", local {asked.local}" if asked.local else ""
         curve = curve_of(

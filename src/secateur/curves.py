@@ -23,6 +23,7 @@ from .floors import matches
 from .folders import write_text_atomic
 from .select import check_scores, select_each
 from .structure import Structure
+from .structure.kinds import refuse_amount
 from .surgery import shrink
 from .tree import Scores
 
@@ -36,8 +37,8 @@ Point = dict[str, float]  # metric -> value
 class Curves:
     """dense: the metrics of the whole model. points: group -> amount that it alone loses -> the metrics then.
 
-    key: whose they are. metrics: the names that were asked for; some have no value, others several. structure: "channels", "layers" or
-    "weights"; "" where the file is of a version that did not keep it.
+    key: whose they are. metrics: the names that were asked for; some have no value, others several. structure: its kind, as a plan has
+    it; "" where the file is of a version that did not keep it.
     """
 
     dense: Point
@@ -101,6 +102,7 @@ def curves(
     Raises BadInput where the file is of other curves.
     """
     check_scores(scores, structure)
+    refuse_amount(structure.kind, **{"curves against the amount": True})
     chosen = [name for name in structure.groups if any(matches(name, pattern) for pattern in groups)]
     if not chosen:
         raise BadInput(f"No group is called {', '.join(groups)}. There are {', '.join(list(structure.groups)[:8])}.")

@@ -21,7 +21,8 @@ from .report.story import words
 from .scope import Scope
 from .select import EACH
 from .sensitivity import Sensitivity
-from .structure import Structure
+from .structure import Run, Structure
+from .structure.kinds import n_of_m_in, word
 from .tree import Scores
 
 NEEDS = 8  # keys that are told
@@ -68,14 +69,14 @@ def explain(
     mean = float(flat(sensitivity.global_[group])[place])
     error = float(flat(sensitivity.error[group])[place]) if sensitivity.error else None
     by_global, by_local = (below(values, keep, group, place) + 1 for values in (sensitivity.global_, sensitivity.local))
-    ordered = [] if rounds or not known else queue(plan, {group: left[group]} if each else left, cut)
+    ordered = [] if rounds or not known or n_of_m_in(plan.structure) else queue(plan, {group: left[group]} if each else left, cut)
     said = [*notes(plan, group, sensitivity, coupled), *doubts(plan, value, mean, error, cut), *global_alone(plan, by_global, kept)]
     name = f"{group}:{position(place, plan.keep[group])}"
     return Explanation(
         unit=name + (f" ({coupled.paths[place]})" if coupled and coupled.paths else ""),
-        kind=coupled.kind if coupled else plan.structure.removesuffix("s"),
+        kind=coupled.kind if coupled else word(plan.structure),
         kept=kept,
-        why=EARLIER if earlier else why(plan, group, value, cut, kept, left[group]) if known else unknown(plan, group),
+        why=EARLIER if earlier else because(plan, group, place, cut, kept, left[group], coupled, known),
         how=how(plan, group),
         score=float(flat(scores[group])[place]),
         ranked_by=value,
@@ -115,7 +116,7 @@ def found(plan: Plan, unit: str, facts: Leaving | None) -> tuple[str, int]:
         raise BadInput(f"No unit of {name} could leave: {plan.frozen[name].rstrip('.')}. Ask about a unit of {nearest(name, plan.keep)}.")
     if name not in plan.keep:
         paths = [path for group in facts.groups.values() for path in group.paths] if facts else []
-        units = "connections" if plan.structure == "weights" else plan.structure
+        units = f"{word(plan.structure)}s"
         near = nearest(name, [*plan.keep, *paths])
         raise BadInput(f"There is no group {name!r} in this plan. The nearest: {near}. Its units are {units}.")
     mask = plan.keep[name]
@@ -178,6 +179,30 @@ def why(plan: Plan, group: str, value: float, cut: float | None, kept: bool, lef
     return f"{against}, but of equal scores the later stay."
 
 
+def because(
+    plan: Plan, group: str, place: int, cut: float | None, kept: bool, left: Leaves, coupled: Coupled | None, known: bool
+) -> str:
+    """A sentence, by what decided: its run, the cut, or what is not known."""
+    if (counts := n_of_m_in(plan.structure)) is not None:
+        n, m = counts
+        if bool(plan.keep[group].all()):
+            return "its whole weight was left as it is."
+        if coupled is None or coupled.run is None:
+            return f"of every {m} connections that follow each other along the inputs the {n} best stay."
+        ahead = ahead_of(left.marks.view(plan.keep[group].shape), place, coupled.run)
+        return f"{ahead} of its run of {m} connections along dimension {coupled.run.dim} score higher, and the {n} best stay."
+    return why(plan, group, float(left.marks[place]), cut, kept, left) if known else unknown(plan, group)
+
+
+def ahead_of(values: Tensor, place: int, run: Run) -> int:
+    """How many of its run stay before it does: those that score higher, and of equals the later."""
+    index = [int(part) for part in torch.unravel_index(torch.tensor(place), values.shape)]
+    start, line = index[run.dim] // run.m * run.m, values.movedim(run.dim, -1)
+    own = line[tuple(part for dim, part in enumerate(index) if dim != run.dim)][start : start + run.m].nan_to_num(nan=-math.inf)
+    mine = index[run.dim] - start
+    return int((own > own[mine]).sum() + (own[mine + 1 :] == own[mine]).sum())
+
+
 def unknown(plan: Plan, group: str) -> str:
     """Where another scope than the global one decided, and what it made of the scores is not there."""
     left = f"{int(plan.keep[group].sum()):,} of the {plan.keep[group].numel():,} units of its group stay"
@@ -189,7 +214,7 @@ def how(plan: Plan, group: str) -> str:
     made, shares = plan.made, plan.made.get("amounts")
     if isinstance(shares, dict):
         made = {**made, "amount": None if made.get("budget") else made.get("amount"), "share of its group": shares.get(group, 0.0)}
-    asked = [f"{name} {words(made[name])}" for name in ASKED if made.get(name) is not None]
+    asked = [f"{name} {words(made[name])}" for name in ASKED if made.get(name) is not None] or [plan.structure]
     of = f" of {made['of']}" if isinstance(made.get("amount"), float) and isinstance(made.get("of"), str) else ""
     local = f", local {made['local']}" if made.get("local") else ""
     return f"scope {made.get('scope', 'global')}, {'; '.join(asked)}{of}{local}"
@@ -216,7 +241,7 @@ def global_alone(plan: Plan, rank: int, kept: bool) -> Iterable[str]:
     """Where units were ranked as they scored, whether local sensitivity changed what became of this one."""
     made = plan.made
     alone = made.get("multiple", 1) == 1 and not made.get("within") and made.get("scope", "global") == "global"
-    if made.get("round") or not alone or not made.get("local"):
+    if made.get("round") or not alone or not made.get("local") or n_of_m_in(plan.structure):
         return
     goes = rank <= sum(gone for gone, _ in plan.removed().values())
     if goes == kept:

@@ -17,7 +17,9 @@ from .plan import Plan
 from .report.told import as_declared
 from .scope import Scope, everywhere, of_plan
 from .select import EACH, earlier, ranked
-from .structure import Structure, all_kept
+from .structure import Run, Structure, all_kept
+from .structure.kinds import at_old_size, of_connections
+from .structure.tiles import summed
 from .tree import Keep, Scores
 
 TOLD = 12  # operators that couple a group, at most
@@ -29,7 +31,7 @@ class Coupled:
 
     members, through: as in Group. stay: so many of its units had to stay, whatever their scores. block: so many leave at a time.
     saved: cost -> what a unit saves when it alone leaves the dense model: one number where all are alike, else one a unit.
-    paths: of units that are modules, their paths.
+    paths: of units that are modules, their paths. run: of which of its units so many stay, where the structure says so itself.
     """
 
     kind: str
@@ -39,6 +41,7 @@ class Coupled:
     saved: dict[str, tuple[float, ...]] = field(default_factory=dict)
     paths: tuple[str, ...] = ()
     block: int = 1
+    run: Run | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def leaving(
     groups = {
         name: Coupled(
             group.kind, stay[name], own(structure, name), group.through[:TOLD], saved(structure, name), paths.get(name, ()),
-            math.lcm(group.multiple, blocks if isinstance(blocks, int) else 1),
+            math.lcm(group.multiple, blocks if isinstance(blocks, int) else 1), group.run,
         )
         for name, group in structure.groups.items()
     }  # fmt: skip
@@ -108,8 +111,8 @@ def spread(ranking: Scores, there: Keep) -> Scores:
 
 
 def own(structure: Structure, name: str) -> tuple[tuple[str, int], ...]:
-    """What is cut together; a connection leaves alone."""
-    return () if structure.kind == "weights" else structure.groups[name].members
+    """What is cut together; a connection, or a block of them, leaves alone."""
+    return () if at_old_size(structure.kind) else structure.groups[name].members
 
 
 def limit(value: object, otherwise: float) -> Limit:
@@ -122,10 +125,17 @@ def names(value: object) -> list[str]:
 
 
 def saved(structure: Structure, name: str) -> dict[str, tuple[float, ...]]:
-    """What one unit saves: C(all) - C(all but it), of every cost that can be counted. A group's channels are alike, its layers are not."""
+    """What one unit saves: C(all) - C(all but it), of every cost that can be counted. A group's channels are alike.
+
+    Its layers are not, nor are blocks where the last of them are smaller.
+    """
     counted = [of for of in COSTS if of != "units" and (of != "macs" or structure.uses)]
-    if structure.kind == "weights":
+    if of_connections(structure.kind):
         return {of: (prices(structure, of)[name],) for of in counted}
+    if at_old_size(structure.kind):
+        sizes = summed(torch.ones(structure.shapes[name], dtype=torch.float64), structure.groups[name].block).flatten()
+        number = sizes[:1] if (sizes == sizes[0]).all() else sizes
+        return {of: tuple((number * prices(structure, of)[name]).tolist()) for of in counted}
     whole = all_kept(structure)
     before = costs(structure, whole)
     after = []

@@ -19,9 +19,9 @@ Kept = dict[str, tuple[Tensor | None, ...]]  # parameter or buffer -> kept indic
 class Plan:
     """What is kept of a model, in terms of units and in terms of tensors; enough to mask or shrink it without tracing it again.
 
-    structure: "channels", "layers" or "weights".
-    keep: group -> one bool per unit (for "weights", parameter -> a mask of its shape).
-    kept: parameter or buffer -> sorted kept indices of each dimension, None where all are kept ({} for "weights").
+    structure: "channels", "layers" or "weights", a shape of blocks ("1x4": outputs x inputs) or n of m ("2:4").
+    keep: group -> one bool per unit (for "weights" and "2:4", parameter -> a mask of its shape; for "1x4" of its blocks).
+    kept: parameter or buffer -> sorted kept indices of each dimension, None where all are kept ({} where tensors keep their size).
     sizes: "module.attribute" -> the value it gets in the smaller model.
     shapes: parameter or buffer -> its shape in the model the plan was made for.
     digest: of that model's names, shapes and values.
@@ -30,6 +30,7 @@ class Plan:
     approximate, frozen: group -> why.
     divided: (parameter, dimension) that a mask leaves alone, since the model divides it by its own norm.
     skipped: paths of the modules that leave whole (for "layers").
+    blocks: parameter -> the size of a block along each dimension (for "1x4").
     """
 
     structure: str
@@ -44,6 +45,7 @@ class Plan:
     frozen: dict[str, str] = field(default_factory=dict)
     divided: tuple[tuple[str, int], ...] = ()
     skipped: tuple[str, ...] = ()
+    blocks: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """A line: tensors of kept units fill pages."""

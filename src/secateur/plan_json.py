@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from .plan import Kept, Plan
+from .structure.kinds import NAMED, SIZED, at_old_size, is_kind
+from .structure.tiles import Block, blocks_along, summed
 
 FORMAT = "secateur-plan"
 VERSION = 1
-STRUCTURES = ("channels", "layers", "weights")
 LEAST = 1 - (1 << 62)  # of the numbers that a graph gives to its operators
 SPARE = 1 << 20  # indices and units that any plan may have, however small its weights
 Shapes = dict[str, tuple[int, ...]]
@@ -37,7 +38,7 @@ def schema() -> dict[str, object]:
 
 def encode(plan: Plan, sha256: str) -> str:
     """The plan as JSON, with the SHA-256 of the file of its weights. The marker comes first: it tells our folders from others."""
-    connections = plan.structure == "weights"
+    zeros = at_old_size(plan.structure)
     raw = {
         "format": FORMAT,
         "version": VERSION,
@@ -50,14 +51,15 @@ def encode(plan: Plan, sha256: str) -> str:
         "shapes": plan.shapes,
         "kept": {name: [None if kept is None else ranges_of(kept) for kept in dims] for name, dims in plan.kept.items()},
         "keep": {
-            # the mask of a connection is whether its stored weight is non-zero
-            name: {"size": mask.numel(), **({"count": int(mask.sum())} if connections else {"kept": ranges_of(mask.nonzero().flatten())})}
+            # the mask of a connection is whether its stored weight is non-zero, of a block whether one of its weights is
+            name: {"size": mask.numel(), **({"count": int(mask.sum())} if zeros else {"kept": ranges_of(mask.nonzero().flatten())})}
             for name, mask in plan.keep.items()
         },
         "approximate": plan.approximate,
         "frozen": plan.frozen,
         "divided": plan.divided,
         "skipped": plan.skipped,
+        **({"blocks": plan.blocks} if plan.blocks else {}),
     }
     return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(plain(value), allow_nan=False)}" for key, value in raw.items()) + "\n}\n"
 
@@ -99,19 +101,22 @@ def decode(text: bytes, stored: Shapes, room: int, sha256: str, nonzero: Callabl
     if hexadecimal(raw, "sha256") != sha256:
         raise Damage("the weights beside it are not the ones it was written with (their SHA-256 differs)")
     structure = raw.get("structure")
-    if structure not in STRUCTURES:
-        raise Damage(f"its structure is {structure!r}, not one of {', '.join(STRUCTURES)}")
+    if not isinstance(structure, str) or not is_kind(structure):
+        raise Damage(f"its structure is {structure!r}, not one of {', '.join(NAMED)}, or {SIZED}")
     shapes = {name: shape_of(value, f"the shape of {name!r}") for name, value in mapping(raw, "shapes").items()}
     ranges = {name: dimensions(name, value, shapes) for name, value in mapping(raw, "kept").items()}
     check_stored(shapes, ranges, stored)
+    if ranges and at_old_size(structure):
+        raise Damage(f"it is of {structure}, where all tensors keep their size, but it has kept indices of {next(iter(ranges))!r}")
     groups = {name: group_of(name, value, structure) for name, value in mapping(raw, "keep").items()}
+    blocks = {name: block_in(name, value, shapes) for name, value in mapping(raw, "blocks").items()} if "blocks" in raw else {}
     asked = sum(length(dim) for dims in ranges.values() for dim in dims if dim is not None) + sum(size for size, _ in groups.values())
     if asked > SPARE + 8 * room:
         raise Damage(f"it describes {asked} indices and units, more than its weights have room for")
     kept: Kept = {name: tuple(None if dim is None else indices_of(dim) for dim in dims) for name, dims in ranges.items()}
     return Plan(
         structure=structure,
-        keep={name: mask_of(name, size, units, stored, nonzero) for name, (size, units) in groups.items()},
+        keep={name: mask_of(name, size, units, stored, blocks.get(name, ()), nonzero) for name, (size, units) in groups.items()},
         kept=kept,
         sizes={name: size_of(name, value) for name, value in mapping(raw, "sizes").items()},
         shapes=shapes,
@@ -122,6 +127,7 @@ def decode(text: bytes, stored: Shapes, room: int, sha256: str, nonzero: Callabl
         frozen=reasons(raw, "frozen"),
         divided=tuple(divided_of(pair, shapes) for pair in listed(raw, "divided")),
         skipped=tuple(skipped_of(path, shapes, stored) for path in listed(raw, "skipped")),
+        blocks=blocks,
     )
 
 
@@ -261,23 +267,31 @@ def check_stored(shapes: Shapes, ranges: Mapping[str, list[Ranges | None]], stor
 
 
 def group_of(name: str, value: object, structure: str) -> tuple[int, Ranges | int]:
-    """A group's size, and its kept ranges, or for connections how many are kept."""
+    """A group's size, and its kept ranges, or for connections and blocks how many are kept."""
     if not isinstance(value, dict):
         raise Damage(f"the group {name!r} is not an object")
     size = whole(value.get("size"), f"the size of the group {name!r}")
-    if structure == "weights":
+    if at_old_size(structure):
         return size, whole(value.get("count"), f"the count of the group {name!r}")
     return size, ranges_in(value.get("kept"), size, f"the kept units of the group {name!r}")
 
 
-def mask_of(name: str, size: int, units: Ranges | int, stored: Shapes, nonzero: Callable[[str], Tensor]) -> Tensor:
+def block_in(name: str, value: object, shapes: Shapes) -> Block:
+    """The size of a block along every dimension of a tensor that it fits in."""
+    block, shape = shape_of(value, f"the block of {name!r}"), shapes.get(name, ())
+    if len(block) != len(shape) or not all(0 < step <= size for step, size in zip(block, shape)):
+        raise Damage(f"its block of {name!r} is {block}, which does not fit into {shape}")
+    return block
+
+
+def mask_of(name: str, size: int, units: Ranges | int, stored: Shapes, block: Block, nonzero: Callable[[str], Tensor]) -> Tensor:
     if not isinstance(units, int):
         mask = torch.zeros(size, dtype=torch.bool)
         mask[indices_of(units)] = True
         return mask
-    if name not in stored or math.prod(stored[name]) != size:
+    if name not in stored or math.prod(blocks_along(stored[name], block)) != size:
         raise Damage(f"it has {size} connections of {name!r}, which the weights do not have")
-    mask = nonzero(name)
+    mask = summed(nonzero(name).int(), block) > 0 if block else nonzero(name)
     if units > size or int(mask.sum()) > units:  # a kept weight may be zero by chance, a removed one is never anything else
         raise Damage(f"it keeps {units} connections of {name!r}, whose weights have {int(mask.sum())} non-zeros among {size}")
     return mask

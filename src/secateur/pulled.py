@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .budget import Target
 from .structure import Structure
+from .structure.kinds import at_old_size
 from .tree import Keep
 
 LEFT, DECIDES = 0.1, 0.25  # the share of its units that a group is nearly gone below; the share of what was saved that it decides
@@ -25,11 +26,11 @@ def pulled(structure: Structure, before: Keep, keep: Keep, asked: Iterable[Targe
 
     share_g = (C(keep, with g as before) - C(keep)) / (C(before) - C(keep))
 
-    Nothing where more than half of all groups are nearly gone: that is what was asked for. Of connections nothing is told, either, of
-    which a tensor may well lose nine tenths.
+    Nothing where more than half of all groups are nearly gone: that is what was asked for. Of connections and blocks nothing is told,
+    either: a tensor may well lose nine tenths of them.
     """
     thin = [name for name, mask in keep.items() if mask.sum() < min(int(before[name].sum()), LEFT * mask.numel())]
-    if structure.kind == "weights" or not thin or 2 * len(thin) > len(keep):
+    if at_old_size(structure.kind) or not thin or 2 * len(thin) > len(keep):
         return {}
     found: dict[str, dict[str, float]] = {}
     for target in asked:

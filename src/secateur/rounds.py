@@ -30,6 +30,7 @@ from .sensitivity import Sensitivity, merge
 from .structure import Channels, Structure, all_kept
 from .structure import as_graph as graph
 from .structure.cut import twin
+from .structure.kinds import at_old_size, refuse_amount
 from .surgery import masks_of, shrink
 from .surgery.hold import hold
 from .task import Loss, Task
@@ -101,7 +102,8 @@ def rounds(
     The other arguments are those of `prune`. The model itself stays as it is.
     """
     if structure == "layers":
-        raise BadInput("Rounds remove channels or weights. Skip layers in one shot: prune(..., structure='layers').")
+        raise BadInput("Rounds remove channels, connections or blocks of them. Skip layers in one shot: prune(..., structure='layers').")
+    refuse_amount(structure, **{"the rounds": True})
     shares = list(shares_of(schedule, steps))
     final = fraction(amount)
     settings = {
@@ -124,7 +126,7 @@ def rounds(
         sensitivity = measure(Task(now, data, loss, seed), found, criterion, contexts, progress=progress)
         scores = merge(sensitivity, local)
         made: dict[str, object] = {**settings, "round": number, "samples": sensitivity.samples, "final": amount, "amount": gone}
-        if structure == "weights":
+        if at_old_size(dense.kind):
             whole = cut = select(scores, found, gone, of, scope, multiple=multiple, within=there, least=stay).note(**made)
             there = whole.keep
         else:
@@ -208,13 +210,14 @@ def kept_units(dense: Structure, plan: Plan, now: nn.Module) -> Keep:
     if isinstance(dense, Channels):
         return units_in(dense, plan.kept)
     zeros = masks_of(now)
-    return {name: zeros.get(name, torch.ones(group.shape, dtype=torch.bool)) for name, group in dense.groups.items()}
+    left = {name: zeros.get(name, torch.ones(dense.shapes[name], dtype=torch.bool)).float() for name in dense.groups}
+    return {name: number > 0 for name, number in dense.reduce(left).items()}
 
 
 def after(
     now: nn.Module, example: object, structure: str, exact: bool, units: Collection[str] | None, dense: Structure
 ) -> Structure:
-    return dense if structure == "weights" else structure_of(now, example, structure, exact, units)
+    return dense if at_old_size(dense.kind) else structure_of(now, example, structure, exact, units)
 
 
 def round_folder(checkpoint: str | Path, number: int) -> Path:
@@ -251,6 +254,6 @@ def resumed(model: nn.Module, checkpoint: str | Path | None, settings: dict[str,
                 f"{folder} is of a run with {name} {was!r}, but this one has {value!r}. Give the same settings or another folder."
             )
     now = load(folder, lambda: twin(model, lambda _, tensor: tensor.clone()))
-    if plan.structure == "weights":
+    if at_old_size(plan.structure):
         hold(now, masks_of(now))
     return now, done

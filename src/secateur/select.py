@@ -21,8 +21,10 @@ from .floors import Limit, floors
 from .path import first_met, kept_after, removal
 from .plan import Plan
 from .pulled import pulled
+from .runs import best_of_runs
 from .scope import SCOPES, Scope
 from .structure import Structure, all_kept, check_prunable
+from .structure.kinds import n_of_m_in, refuse_amount
 from .tree import Keep, Scores
 
 EACH = "each"  # what a plan says of its scope where every group lost a share of its own
@@ -64,13 +66,19 @@ def select(
     made: anything else the plan should remember of how it was made (JSON values).
 
     A group keeps at least its highest-scored unit (or block). Equal scores leave in the order of the structure.
+    Of a structure that says itself how much goes (`n_of_m`) only scores are asked for, and keep=: of every m connections the n best stay.
     Where few groups decide a budget and are nearly gone because of it, the plan says so (`pulled.py`, `Plan.told`).
     A measured cost (milliseconds) need not fall with every unit: then the plan meets it and, with its last unit back, would not.
     Raises BadInput, and BudgetUnreachable naming the largest amount within reach.
     """
     check_prunable(structure)
     check_scores(scores, structure)
-    if (amount is None and budget is None) == (threshold is None):
+    decided = n_of_m_in(structure.kind) is not None
+    refuse_amount(structure.kind, **{
+        "amount=": amount is not None, "budget=": budget is not None, "threshold=": threshold is not None, "multiple=": multiple != 1,
+        **{f"{name}=": True for name in limits_told(least, most, ())},
+    })  # fmt: skip
+    if not decided and (amount is None and budget is None) == (threshold is None):
         raise BadInput(
             "Give either amount= (the fraction to remove, 0..1) or threshold= (remove all units below this score); "
             "or budget= (the most that may be left)."
@@ -82,7 +90,10 @@ def select(
     stay = floors(structure.groups, least, most, keep)
     asked = targets(amount, budget, of, structure, whole, limits_told(least, most, keep))
     ranking = ranked(scores, before, scope, structure)
-    if countable(structure, asked, multiple):
+    cut: float | None = None
+    if decided:
+        kept = best_of_runs(ranking, before, structure.groups, stay)
+    elif countable(structure, asked, multiple):
         kept, cut = (
             lowest_under(ranking, before, structure, stay, asked)
             if threshold is None
@@ -127,6 +138,7 @@ def select_each(
     """
     check_prunable(structure)
     check_scores(scores, structure)
+    refuse_amount(structure.kind, **{"amounts of single groups": True})
     if unknown := [name for name in amounts if name not in structure.groups]:
         raise BadInput(f"There is no group {unknown[0]}. There are {', '.join(list(structure.groups)[:8])}.")
     stay, kept = floors(structure.groups, least, most, keep), all_kept(structure)
@@ -167,6 +179,7 @@ def plan_of(structure: Structure, keep: Keep, made: dict[str, object], more: Map
         frozen={name: group.frozen for name, group in structure.frozen.items()},
         divided=structure.divided,
         skipped=structure.skipped(keep),
+        blocks={name: group.block for name, group in structure.groups.items() if group.block},
     )
 
 

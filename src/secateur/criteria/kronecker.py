@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from ..flows.gates import lines_of
 from ..flows.lines import over
 from ..flows.watch import Call, Watch
 from ..structure import Structure
+from ..structure.kinds import at_old_size
+from ..structure.tiles import Block, summed
 from ..task import Task, derived, plain
 from ..tree import Scores
 
@@ -34,18 +37,19 @@ def kfac(task: Task, structure: Structure) -> Iterator[Scores]:
     w_S' F w_S = sum over o, o' in S of (W A W')_oo' G_oo',    W A W' = E[y y']
 
     so second moments of y and g are enough; of x and W'g for columns (those of a convolution: over the positions of x). Where a unit lies
-    along both dimensions of one weight, what the two have in common is left out. It is the empirical Fisher, as in `fisher`.
+    along both dimensions of one weight, what the two have in common is left out. Of blocks of connections all pairs are summed. It is the
+    empirical Fisher, as in `fisher`.
     Raises BadInput for a weight whose operator has no rule (of a recurrent layer, say).
     """
-    single = structure.kind == "weights"
-    wanted = frozenset((name, 0) for name in structure.groups) if single else lines_of(structure)
+    by_weight = at_old_size(structure.kind)
+    wanted = frozenset((name, 0) for name in structure.groups) if by_weight else lines_of(structure)
     for number, batch in enumerate(task.batches()):
         samples, seen = sliceable(batch), Seen()
         loss, leaves = task.loss_on(*batch, number, around=seen.on)
         with derived(number):
             torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         del loss
-        terms = (term for made in seen.made for term in (of_connections(made) if single else of_lines(made, wanted)))
+        terms = (term for made in seen.made for term in (of_connections(made, structure) if by_weight else of_lines(made, wanted)))
         found = [(line, value * samples) for line, value in terms]
         if missing := wanted - {line for line, _ in found} - {line for made in seen.made for line in made.within}:
             raise BadInput(
@@ -54,7 +58,7 @@ def kfac(task: Task, structure: Structure) -> Iterator[Scores]:
             )
         scores = {name: plain(value) * 0 for name, value in structure.reduce(tree.apply(torch.zeros_like, leaves)).items()}
         for line, value in found:
-            for name, part in ({line[0]: value} if single else quadratic(structure, line, value)).items():
+            for name, part in ({line[0]: value} if by_weight else quadratic(structure, line, value)).items():
                 scores[name] = scores[name] + part / 2
         yield scores
 
@@ -127,21 +131,73 @@ def moments(value: Tensor, gradient: Tensor, axis: int, size: int) -> Tensor:
     return (value.T @ value) * (gradient.T @ gradient) / len(value)
 
 
-def of_connections(made: Made) -> Iterator[tuple[Line, Tensor]]:
-    """w_oi^2 * sum x_i^2 * sum g_o^2 / rows, from the call itself: it is linear in w, so its derivative on x^2 has the sums of x^2."""
-    weight, x = made.use.weight, made.use.x
-    if made.weight is None or weight is None or (x is None and made.operator != "embedding"):  # there, x is a one or a zero
+def of_connections(made: Made, structure: Structure) -> Iterator[tuple[Line, Tensor]]:
+    """Of every block, the sum over all pairs of its connections of  w_oi w_o'i' * sum x_i x_i' * sum g_o g_o' / rows.
+
+    Pairs that lie equally far apart are taken together, from the call itself: it is linear in w, so its derivative on x x' has the sums of
+    x x'.
+    """
+    weight, x, use = made.use.weight, made.use.x, made.use
+    if made.weight not in structure.groups or weight is None or (x is None and made.operator != "embedding"):  # there, x is a one or a zero
         return
+    block = structure.groups[made.weight].block or (1,) * weight.dim()
+    check_groups(made, made.weight, block)
     for g in made.gradient:
-        kept = [g.dim() + axis for axis in made.use.makes.values()]
+        kept = [g.dim() + axis for axis in use.makes.values()]
         others = [axis for axis in range(g.dim()) if axis not in kept]
-        sums = plain(g).square().sum(others, keepdim=True) if others else plain(g).square()
-        rows = g.numel() / math.prod(g.shape[axis] for axis in kept)
-        with torch.enable_grad():
-            w = weight.detach().requires_grad_()
-            y = made.run({id(weight): w} | ({} if x is None else {id(x): x.detach().square()}))
-            (squares,) = torch.autograd.grad(y, w, sums.to(y).expand_as(y))
-        yield (made.weight, 0), plain(squares) * plain(weight).square() / rows
+        rows, total = g.numel() / math.prod(g.shape[axis] for axis in kept), torch.zeros_like(plain(weight))
+        for shift in shifts(block):
+            if any(far and dim not in use.makes and dim not in use.reads for dim, far in enumerate(shift)):
+                continue  # of two rows that are looked up, one is a zero
+            pairs = plain(g) * moved(plain(g), shift, use.makes)
+            sums = pairs.sum(others, keepdim=True) if others else pairs
+            with torch.enable_grad():
+                w = weight.detach().requires_grad_()
+                seen = {} if x is None else {id(x): x.detach() * moved(x.detach(), shift, use.reads)}
+                y = made.run({id(weight): w} | seen)
+                (products,) = torch.autograd.grad(y, w, sums.to(y).expand_as(y))
+            both = plain(weight) * moved(plain(weight), shift, {dim: dim for dim in range(weight.dim())})
+            both = both * inside(weight.shape, block, shift).to(both) * (2 if any(shift) else 1)  # as (o, i) meets (o', i'), so it back
+            total += plain(products) * both / rows
+        yield (made.weight, 0), summed(total, structure.groups[made.weight].block)
+
+
+def shifts(block: Block) -> Iterator[tuple[int, ...]]:
+    """How far apart two elements of a block may lie, each distance in one direction only."""
+    for shift in itertools.product(*(range(1 - step, step) for step in block)):
+        if shift >= (0,) * len(block):
+            yield shift
+
+
+def moved(value: Tensor, shift: tuple[int, ...], axes: Mapping[int, int]) -> Tensor:
+    """At every place what lies `shift` behind it, along the axes of the dimensions."""
+    for dim, axis in axes.items():
+        value = value.roll(-shift[dim], axis) if dim < len(shift) and shift[dim] else value
+    return value
+
+
+def inside(shape: torch.Size, block: Block, shift: tuple[int, ...]) -> Tensor:
+    """Where what lies `shift` behind is in the same block."""
+    mask = torch.ones((), dtype=torch.bool)
+    for dim, (size, step, far) in enumerate(zip(shape, block, shift)):
+        place, other = torch.arange(size), torch.arange(size) + far
+        line = (other >= 0) & (other < size) & (place // step == torch.div(other, step, rounding_mode="floor"))
+        mask = mask & line.view([-1 if d == dim else 1 for d in range(len(shape))])
+    return mask
+
+
+def check_groups(made: Made, name: str, block: Block) -> None:
+    """Raises BadInput for blocks across the groups of a convolution, whose connections read different things."""
+    weight, x, use = made.use.weight, made.use.x, made.use
+    assert weight is not None
+    lengths = [(made.y.shape[axis], dim) for dim, axis in use.makes.items()]
+    lengths += [(x.shape[axis], dim) for dim, axis in use.reads.items()] if x is not None else []
+    groups = max(length // weight.shape[dim] for length, dim in lengths)
+    for length, dim in lengths if groups > 1 else ():
+        if length == weight.shape[dim] and block[dim] > 1 and length // groups % block[dim]:
+            raise BadInput(
+                f"A block of {name} lies across groups of its convolution, which K-FAC takes for one. Choose fisher_sample, gate or taylor."
+            )
 
 
 def quadratic(structure: Structure, line: Line, form: Tensor) -> Scores:

@@ -13,6 +13,8 @@ from ..structure import Structure
 from ..task import Task
 from ..tree import Scores
 
+TOGETHER = 1024  # units that are compared with all others at a time: blocks of connections are many
+
 
 def fpgm(task: Task, structure: Structure) -> Iterator[Scores]:
     """How far a unit lies from all others: small near the geometric median, which the others can replace (He et al., 2019, "FPGM", eq. 6).
@@ -42,7 +44,7 @@ def distances(vectors: Tensor) -> Tensor:
     """(units, elements) -> the mean of each vector's Euclidean distances to the others."""
     vectors, others = vectors.double(), max(1, len(vectors) - 1)
     if vectors.shape[1] > 1:
-        return torch.cdist(vectors, vectors).sum(1) / others
+        return torch.cat([torch.cdist(some, vectors).sum(1) for some in torch.split(vectors, TOGETHER)]) / others
     # numbers: the i-th smallest x of n is above i others, whose sum is known, and below n - 1 - i
     ordered, order = vectors[:, 0].sort()
     number, below = torch.arange(len(ordered), device=ordered.device), ordered.cumsum(0)
@@ -56,8 +58,9 @@ def apart(vectors: Tensor) -> Tensor:
     norms = vectors.norm(dim=1)
     units = vectors / norms.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
     place = norms.argsort(stable=True).argsort()  # of two of one length, the later one stays
-    cosines = (units @ units.T).masked_fill(place[:, None] >= place[None, :], 0).clamp(0, 1)
-    return norms * (1 - cosines.amax(1).square()).clamp_min(0).sqrt()
+    parts = zip(torch.split(units, TOGETHER), torch.split(place, TOGETHER))
+    cosines = [(some @ units.T).masked_fill(at[:, None] >= place[None, :], 0).clamp(0, 1).amax(1) for some, at in parts]
+    return norms * (1 - torch.cat(cosines).square()).clamp_min(0).sqrt()
 
 
 def shaped(structure: Structure, scores: Scores) -> Scores:

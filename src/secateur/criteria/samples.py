@@ -11,6 +11,7 @@ from dataclasses import replace
 from .. import tree
 from ..flows import gates, sums
 from ..structure import Structure
+from ..structure.kinds import of_connections
 from ..task import Task
 from ..tree import Scores, Tree
 from .passes import Counted
@@ -54,7 +55,7 @@ def fisher_diagonal(task: Task, structure: Structure) -> Iterator[Scores]:
 
 def of_gates(task: Task, structure: Structure, power: int) -> Iterator[Scores]:
     """mean over samples s of |dL_s/dk_u|^power, per batch. A connection's gate is k_i = 1 in k_i w_i: w_i leaves the sum."""
-    if structure.kind == "weights":
+    if of_connections(structure.kind):
         weights = {name: value.abs() ** power for name, value in task.parameters().items()}
         for squares in means(task, set(structure.groups), power):
             yield structure.reduce({name: value * weights[name] for name, value in squares.items()})

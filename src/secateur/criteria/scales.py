@@ -14,6 +14,7 @@ from .. import tree
 from ..errors import BadInput
 from ..flows import FLOWS, operator_of
 from ..structure import Structure
+from ..structure.kinds import at_old_size
 from ..task import Task
 from ..tree import Scores
 
@@ -36,7 +37,7 @@ def bn_scale(task: Task, structure: Structure) -> Iterator[Scores]:
     inputs, _ = next(iter(task.batches()))
     names = scales(task, inputs)
     number = structure.reduce({name: torch.full_like(value, float(name in names)) for name, value in weights.items()})
-    if structure.kind == "weights" or not tree.total(number):
+    if at_old_size(structure.kind) or not tree.total(number):
         raise BadInput(
             "bn_scale ranks units by the scale of their norm, but no unit here has one. "
             "Choose magnitude or taylor, or, for a model with norms, structure='channels'."

@@ -35,7 +35,7 @@ def obs(task: Task, structure: Structure, block: int = 64, damping: float = 1e-5
         raise BadInput(f"OBS needs a block of 1 or more and a damping above zero, but they are {block!r} and {damping!r}.")
     weights = task.parameters()
     inverse = inverse_fisher(task, block, damping)
-    numbers = tree.unflat(torch.arange(tree.size(weights), device=tree.flat(weights).device), weights)
+    numbers = tree.unflat(torch.arange(1, 1 + tree.size(weights), device=tree.flat(weights).device), weights)  # 0: none
     at, first = [], 0  # where each weight lies among the blocks, the last of every parameter filled up
     for value in weights.values():
         at.append(first + torch.arange(value.numel(), device=value.device))
@@ -81,10 +81,11 @@ def blocks(values: Tree, block: int) -> Tensor:
 
 
 def saliency(indices: Tensor, places: Tensor, values: Tensor, inverse: Tensor) -> Tensor:
-    """(units, elements) of weights -> w' [(F^-1)_uu]^-1 w / 2 of every unit, summed over its blocks."""
+    """(units, elements), numbers of weights from 1 on and zeros -> w' [(F^-1)_uu]^-1 w / 2 of every unit, summed over its blocks."""
     block = inverse.shape[-1]
     units = torch.arange(len(indices), device=indices.device)[:, None].expand_as(indices)
-    unit, index = torch.unique(torch.stack([units.reshape(-1), indices.reshape(-1)], 1), dim=0).T  # a weight may lie twice in a unit
+    there = indices > 0
+    unit, index = torch.unique(torch.stack([units[there], indices[there] - 1], 1), dim=0).T  # a weight may lie twice in a unit
     place = places[index]
     pairs, which, count = torch.unique(torch.stack([unit, place // block], 1), dim=0, return_inverse=True, return_counts=True)
     ends = count.cumsum(0)
@@ -98,9 +99,9 @@ def saliency(indices: Tensor, places: Tensor, values: Tensor, inverse: Tensor) -
         rows, columns = which[mine] - low, nth[mine]
         within = torch.zeros(shape, dtype=torch.long, device=indices.device).index_put_((rows, columns), place[mine] % block)
         vector = torch.zeros(shape, dtype=torch.float64, device=indices.device).index_put_((rows, columns), values[index[mine]])
-        there = torch.zeros(shape, dtype=torch.bool, device=indices.device)
-        there[rows, columns] = True
+        filled = torch.zeros(shape, dtype=torch.bool, device=indices.device)
+        filled[rows, columns] = True
         part = inverse[some[:, 1, None, None], within[:, :, None], within[:, None, :]]
-        part = torch.where(there[:, :, None] & there[:, None, :], part, torch.eye(shape[1], dtype=part.dtype, device=part.device))
+        part = torch.where(filled[:, :, None] & filled[:, None, :], part, torch.eye(shape[1], dtype=part.dtype, device=part.device))
         scores.index_add_(0, some[:, 0], (vector * torch.linalg.solve(part, vector)).sum(1) / 2)
     return scores

@@ -25,6 +25,7 @@ from ..contexts import leaves
 from ..errors import BadInput
 from ..structure import Structure
 from ..structure.cut import twin
+from ..structure.kinds import at_old_size
 from ..structure.rules import flat
 from ..task import Task, describe
 from ..tree import Scores
@@ -55,10 +56,10 @@ def output_features(task: Task, structure: Structure, draws: int = 1) -> Iterato
     """The squared distance of the features: what goes into the module that runs last of those with a matrix (the classifier, as a rule).
 
     Of a model without such modules (an exported graph has none that are called), what goes into the last operator that is given a matrix of
-    weights, or one that is computed from them. Raises BadInput for single connections: those of that module move no features, and all
-    would go first.
+    weights, or one that is computed from them. Raises BadInput for connections and blocks of them: those of that module move no
+    features, and all would go first.
     """
-    if structure.kind == "weights":
+    if at_old_size(structure.kind):
         raise BadInput(
             "output_features looks at what goes into the last layer, which that layer's own connections do not move: all of them would "
             "have the score 0 and leave first. Choose output_mse, output_kl or output_norm, or structure='channels'."

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .. import tree
 from ..structure import Structure
+from ..structure.kinds import at_old_size
 from ..task import Task, derived, plain
 from ..tree import Scores, Tree
 from .lines import Tapped
@@ -37,10 +38,10 @@ def gates(task: Task, structure: Structure) -> Iterator[Scores]:
 
     L_s is the loss of sample s: its share of the batch's loss, times the number of samples, so that the batch's is the mean (samples.py).
     In evaluation mode the model must treat samples independently.
-    Raises BadInput where a batch cannot be cut into samples. Where units are single connections, the result is a gradient of every weight
-    for every sample, made by one backward pass each.
+    Raises BadInput where a batch cannot be cut into samples. Where units are connections or blocks of them, the result is
+    a gradient of every one for every sample, made by one backward pass each.
     """
-    if structure.kind == "weights":
+    if at_old_size(structure.kind):
         yield from one_by_one(task, structure)
         return
     for lines in per_sample(task, lines_of(structure)):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import need
 from ..folders import write_text_atomic
+from ..structure.kinds import n_of_m_in, word
 from ..table import Table, factor, shown
 from .depth_figures import HIGH, LEVELS, layer_curves, shades, strip
 from .figures import HEIGHT, WIDTH, Chart, chart, cut_at, histogram
@@ -15,7 +16,6 @@ from .story import Reasons, Story, Unit
 
 HERE = Path(__file__).parent
 CURVES = {"top1": "top-1", "worst_class": "worst class", "top5": "top-5"}
-WORDS = {"weights": "connection", "layers": "layer"}  # what a unit is called
 EPOCHS = {"loss": "training loss", "validation_top1": "validation top-1"}  # figures of fine-tuning; others are called as they are
 SPARED = {"macs": "fewer MACs", "bytes": "smaller file", "memory": "less memory"}  # what the headline tells first
 
@@ -58,7 +58,8 @@ def render(story: Story) -> str:
         gone=sum(layer.size - layer.kept for layer in story.layers),
         units=sum(layer.size for layer in story.layers),
         opened=most_telling(story),
-        word=WORDS.get(story.structure, "channel"),
+        word=word(story.structure or "channels"),
+        decided=n_of_m_in(story.structure),
         shown=shown,
         size=(WIDTH, HEIGHT),
     )

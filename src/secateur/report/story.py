@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import BadInput, Unreadable
 from ..plan import Plan
+from ..structure.kinds import at_old_size, n_of_m_in
 from ..table import Table
 from ..tree import Scores
 from .depth import Depth, Measured, depth_of
@@ -133,6 +134,7 @@ def story_of(
     by_rounds: the scores are those of the first of several rounds. The later ones decided by others, so that there is no one cut in these,
     and what local sensitivity protected cannot be told from them.
     scoped: what the plan's scope makes of scores; without it units are compared as they scored.
+    Nor is there one where the structure says itself how much of every run of units stays.
     Units are compared within their group where the plan's scope is "layer" or "each", and all together elsewhere.
     """
     scope = plan.made.get("scope", "global")
@@ -144,7 +146,7 @@ def story_of(
     sides = tuple(one_side(values, compared) for values in ([sensitivity.global_, sensitivity.local] if sensitivity else []))
     told: dict[str, tuple[Reasons, Layer]] = {}
     for pool in pools:
-        told |= tell(pool, plan, keep, scores, sides or (None, None), sensitivity, by_rounds)
+        told |= tell(pool, plan, keep, scores, sides or (None, None), sensitivity, by_rounds or n_of_m_in(plan.structure) is not None)
     shares = [share_of(values, keep) for values in ([sensitivity.global_, sensitivity.local] if sensitivity else [{}, {}])]
     layers = []
     for name, mask in keep.items():
@@ -218,7 +220,7 @@ def tell(
     for name in pool:
         here = slice(start, start + scores[name].numel())
         start = here.stop
-        chosen, listed = choose(scores[name], keep[name], plan.structure != "weights")
+        chosen, listed = choose(scores[name], keep[name], not at_old_size(plan.structure))
         units = []
         for index in chosen:
             place = here.start + index

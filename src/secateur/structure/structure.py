@@ -17,16 +17,28 @@ from ..tree import Keep, Scores, Tree
 
 
 @dataclass(frozen=True)
+class Run:
+    """Of every m consecutive units along a dimension of a group's shape, the n best stay, whatever is asked."""
+
+    n: int
+    m: int
+    dim: int
+
+
+@dataclass(frozen=True)
 class Group:
     """The units along one coupled dimension.
 
-    shape: of the group's scores: (units,) for channels, the parameter's own shape for connections.
+    shape: of the group's scores: (units,) for channels, the parameter's own shape for connections, for blocks how many
+        there are along each of its dimensions.
     members: (parameter or buffer, dimension) pairs that are cut together.
     through: the operators that couple them, with their place in the user's code.
     approximate: why removing a unit is not quite the same as zeroing it (a statistic runs over the dimension), or "".
     frozen: why no unit of it may be removed, or "".
     least: so many units have to stay: the k largest of them are asked for, say.
     multiple: what stays is a multiple of it: an operator takes no other sizes.
+    block: of units that are blocks of a parameter, a block's size along every dimension of it; else ().
+    run: which of its units are compared with each other, and how many of those stay, where the structure itself says so.
     """
 
     name: str
@@ -38,6 +50,8 @@ class Group:
     frozen: str = ""
     least: int = 1
     multiple: int = 1
+    block: tuple[int, ...] = ()
+    run: Run | None = None
 
     @property
     def size(self) -> int:
@@ -47,7 +61,7 @@ class Group:
 class Structure(Protocol):
     """A pair of maps, one the derivative of the other, and what is needed to count.
 
-    kind: "weights", "channels" or "layers".
+    kind: "weights", "channels", "layers", a shape of blocks ("1x4") or n of m ("2:4").
     groups: the groups whose units may be removed, by name.
     frozen: the groups that may not, with the reason.
     numel, itemsize: elements and bytes per element of every parameter, so that a plan can be counted.
@@ -84,6 +98,7 @@ class Structure(Protocol):
     def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What `reduce` sums: (units, elements) of every group, the elements of all its units in one order, so that units can be compared.
 
+        Zeros stand for what the smaller of the blocks of a tensor lack.
         Raises BadInput where units of one group differ in what they are made of.
         """
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from ..errors import BadInput
 from ..task import call, each
 from . import rules_layers, rules_reduce, rules_shape
+from .axes import Axes, turned
 from .calls import Whole
 from .graph import Graph
 from .labels import CHANNEL, Dim, Labels, inert, merge
@@ -104,6 +105,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.divided: set[tuple[str, int]] = set()  # (parameter, dimension) divided by its own norm: zeroing it would give 0 / 0
         self.origin: dict[int, str] = {}  # tensor -> the parameter whose elements it holds
         self.macs: dict[str, float] = {}  # parameter -> multiply-accumulates per element
+        self.axes: dict[str, Axes] = {}  # parameter whose inputs come first
         self.used: set[int] = set()
         self.idle = False  # whether a parameter has no part in the run: it may have one in training
         self.notes: list[str] = []
@@ -287,6 +289,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.count(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) / 2, sources)
         else:
             self.descend(sources, outputs)
+        self.turn(args, inputs)
         attributes = tuple(origin.value.attribute for origin in self.origins if origin.value.attribute)
         if self.op not in SILENT:
             types, strides = tuple(x.dtype for x in outputs), tuple(x.stride() for x in outputs)
@@ -328,6 +331,17 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if len(weights) == 1:
             ((name, x),) = weights.items()
             self.macs[name] = self.macs.get(name, 0.0) + macs / x.numel()
+
+    def turn(self, args: tuple[object, ...], inputs: list[Tensor]) -> None:
+        """Note the parameter that is read along its first dimension: of a transposed convolution, and the matrix in x @ w."""
+        if self.op == "aten::convolution" and args[6]:
+            weight, axes = inputs[1], turned(int(args[8]))  # type: ignore[call-overload]
+        elif self.op in ("aten::matmul", "aten::mm", "aten::addmm") and inputs[-1].dim() == 2 and id(inputs[-1]) in self.names:
+            weight, axes = inputs[-1], turned()  # the parameter itself, where a linear layer by hand takes w.T
+        else:
+            return
+        if id(weight) in self.origin:
+            self.axes[self.origin[id(weight)]] = axes
 
     def descend(self, sources: dict[str, Tensor], outputs: list[Tensor]) -> None:
         """A tensor with as many elements as the one parameter it was computed from holds that parameter's elements."""

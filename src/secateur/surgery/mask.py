@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from ..plan import Plan, check_fits
 from ..structure.cut import twin
+from ..structure.kinds import at_old_size
+from ..structure.tiles import spread
 from ..tree import Tree
 from .hold import hold
 
 
 def masks(plan: Plan) -> Tree:
     """Parameter -> a bool tensor of its shape, True where the plan keeps it; only parameters of which something is removed."""
-    if plan.structure == "weights":
-        return {name: mask for name, mask in plan.keep.items() if not mask.all()}
+    if at_old_size(plan.structure):
+        return {name: spread(mask, plan.blocks.get(name, ()), plan.shapes[name]) for name, mask in plan.keep.items() if not mask.all()}
     leaving = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in plan.shapes.items() if plan.gone(name)}
     return leaving | {
         name: inside(plan.shapes[name], tuple(None if (name, dim) in plan.divided else index for dim, index in enumerate(indices)))
