@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,32 +16,35 @@ from ..errors import BadInput
 from ..flows.reading import Reading, Readings, matrix_of, weight_of
 from ..flows.rules import Use
 from ..flows.watch import Call
-from ..structure import Structure
+from ..structure import Group, Structure
+from ..structure.kinds import at_old_size
 from ..task import Task, derived, plain
 from ..tree import Scores, Tree
+from .removal import in_order, increases, remove
+from .unlabelled import Projection, along_signs
 
 MEMORY = 2**27  # bytes of inverses that are updated at a time
-SHRINK = 0.75  # inverses are made smaller when so much of them is left
 
 
-def exact_obs(task: Task, structure: Structure, damping: float = 1e-2) -> Iterator[Scores]:
-    """Increase of the loss when the unit goes after all that matter less, and what is left of the weights that read it makes up for both.
+def exact_obs(task: Task, structure: Structure, damping: float = 1e-2, projection: Projection = along_signs) -> Iterator[Scores]:
+    """How far the outputs move when the unit goes after all that matter less, and the weights that read it make up for both.
 
     score_u = 1/2 sum over outputs o of c_o w_uo' [(A^-1)_uu]^-1 w_uo,    c_o = E[g_o^2]    (of a connection: c_o w^2 / (A^-1)_ii / 2)
 
-    A: sum over positions of u u' per sample, of what the weight reads, g: the gradient of the loss by what it makes. After each removal,
-    W <- W - A^-1_:u [(A^-1)_uu]^-1 W_u and A^-1 likewise, exactly (Frantar & Alistarh, 2022, "Optimal brain compression", eq. 3 and 4;
-    of units: Kurtic et al., 2023, "ZipLM", eq. 3 and 4). So scores are increases in the order of removal, never falling: connections go
-    output by output, units group by group, each over all weights that read it, however many. The gradient is the loss's, so that outputs
-    that the loss does not feel may change. `repair="least-squares"` makes the change of the weights that the score counts on.
+    A: sum over positions of u u' per sample, of what the weight reads; g: the gradient, by what it makes, of the model's outputs along
+    random signs, so no label is looked at (`projection`: `along_labels` is that of `output_kl`). After each removal, W and A^-1 change
+    by what makes up for it, exactly (Frantar & Alistarh, 2022, "Optimal brain compression", eq. 3 and 4; of units: Kurtic et al., 2023,
+    "ZipLM", eq. 3 and 4). So scores are increases in the order of removal, never falling: connections go output by output, blocks with
+    the outputs that they span, of n:m those within their runs first; channels and heads group by group, over all weights that read them.
+    `repair="least-squares"` makes the change of the weights that the score counts on.
     A weight of a recurrent layer shows no input: what such weights read of a unit is not in its score.
     damping: added to A, in its mean eigenvalues. Yields once, for all samples, each of which costs a forward and a backward pass; the order
-    costs inputs^3 / 3 for every output and weight for connections. Raises BadInput where nothing that is seen reads a unit.
+    costs inputs^3 for every output of a weight for connections. Raises BadInput where nothing that is seen reads a unit.
     """
-    single = structure.kind == "weights"
-    read = {name for name in structure.groups} if single else {name for group in structure.groups.values() for name, _ in group.members}
-    layers = seen(task, read, damping)
-    yield of_connections(layers, structure) if single else of_units(layers, structure)
+    alone = at_old_size(structure.kind)
+    read = set(structure.groups) if alone else {name for group in structure.groups.values() for name, _ in group.members}
+    layers = seen(task, read, damping, projection)
+    yield of_connections(layers, structure) if alone else of_units(layers, structure)
 
 
 @dataclass
@@ -58,7 +62,6 @@ class Felt(Readings):
 
     def __init__(self, wanted: dict[str, set[int] | None]) -> None:
         super().__init__(wanted)
-        self.samples = 0
         self.rows: Counter[Call] = Counter()
         self.gram: dict[Call, Tensor] = {}
         self.squares: dict[Call, Tensor] = {}
@@ -72,7 +75,7 @@ class Felt(Readings):
                 u = plain(made.read)
                 add(self.gram, call, (u.mT @ u).double())
             self.rows[call] += u.shape[1]
-            y.register_hook(lambda g: add(self.squares, call, made.rows(plain(g) * self.samples).double().square().sum(1, keepdim=True)))
+            y.register_hook(lambda g: add(self.squares, call, made.rows(plain(g)).double().square().sum(1, keepdim=True)))
         return y
 
 
@@ -80,18 +83,18 @@ def add(sums: dict[Call, Tensor], call: Call, value: Tensor) -> None:
     sums[call] = sums[call] + value if call in sums else value
 
 
-def seen(task: Task, names: set[str], damping: float) -> list[Layer]:
+def seen(task: Task, names: set[str], damping: float, projection: Projection) -> list[Layer]:
     """The layers that read, from one pass over the data."""
-    felt, total = Felt(dict.fromkeys(names)), 0
+    felt, total, weights = Felt(dict.fromkeys(names)), 0, task.parameters()
     for number, batch in enumerate(task.batches()):
-        felt.samples = sliceable(batch)
-        total += felt.samples
+        total += sliceable(batch)
         felt.calls.clear()
-        loss, leaves = task.loss_on(*batch, number, around=felt.on)
+        drawn = replace(task, loss=lambda outputs, _, number=number: projection(outputs, task.chance(number)))  # type: ignore[misc]
+        value, leaves = drawn.loss_on(*batch, number, around=felt.on)
         with derived(number):
-            torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        del loss
-    weights, found = task.parameters(), []
+            torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        del value
+    found = []
     for call, squares in felt.squares.items():
         reading, a = felt.found[call], felt.gram[call] / total
         size = a.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
@@ -105,43 +108,40 @@ def seen(task: Task, names: set[str], damping: float) -> list[Layer]:
 def of_connections(layers: list[Layer], structure: Structure) -> Scores:
     scores: Tree = {}
     for layer in layers:
-        name = layer.reading.weight
-        groups, inputs, outputs = layer.w.shape
-        some = max(1, MEMORY // (8 * inputs * inputs))
-        lines = layer.w.mT.reshape(-1, inputs)
-        group = torch.arange(groups, device=lines.device).repeat_interleave(outputs)
-        order = [in_order(part, layer.inverse[which]) for part, which in zip(torch.split(lines, some), torch.split(group, some))]
-        found = weight_of(torch.cat(order).view(groups, outputs, inputs).mT, layer.like, layer.reading)
-        scores[name] = scores[name] + found if name in scores else found
+        group = structure.groups.get(layer.reading.weight)
+        if group is not None:
+            found = of_weight(layer, group)
+            scores[group.name] = scores[group.name] + found if group.name in scores else found
     if missing := structure.groups.keys() - scores.keys():
         raise BadInput(f"exact_obs does not see what {min(missing)} reads (it is no product, or not used). Choose obs, fisher or taylor.")
     return {name: scores[name] for name in structure.groups}
 
 
-def in_order(w: Tensor, inverse: Tensor) -> Tensor:
-    """Increases w_i^2 / (A^-1)_ii, as each row of w loses one element after the other. w: (rows, n), inverse: (rows, n, n)."""
-    w, inverse = w.clone(), inverse.clone()
-    scores, worst = torch.zeros_like(w), w.new_zeros(len(w))
-    place = torch.arange(w.shape[1], device=w.device).expand(w.shape)  # where what is left was
-    row = torch.arange(len(w), device=w.device)
-    gone = torch.zeros(w.shape, dtype=torch.bool, device=w.device)
-    for _ in range(scores.shape[1]):
-        if w.shape[1] - gone[0].sum() < SHRINK * w.shape[1]:
-            left = (~gone).nonzero()[:, 1].view(len(w), -1)
-            w, place, gone = (value.gather(1, left) for value in (w, place, gone))
-            inverse = inverse[row[:, None, None], left[:, :, None], left[:, None, :]]
-        diagonal = inverse.diagonal(dim1=1, dim2=2)
-        increase = torch.where(gone, torch.inf, w.square() / diagonal)
-        least, at = increase.min(1)
-        worst = torch.maximum(worst, least)
-        scores[row, place[row, at]] = worst
-        gone[row, at] = True
-        column = inverse[row, :, at]
-        pivot = column[row, at]
-        w -= column * (w[row, at] / pivot)[:, None]
-        w[row, at] = 0
-        inverse.baddbmm_(column[:, :, None], (column / pivot[:, None])[:, None], alpha=-1)
-    return scores
+def of_weight(layer: Layer, group: Group) -> Tensor:
+    """Each output loses its connections for itself; blocks of several outputs lose them together."""
+    block, reads = group.block or (1,) * layer.like.dim(), layer.reading.reads
+    wide, high = block[reads], math.prod(block) // block[reads]  # inputs, outputs of a block
+    if high > 1 and layer.w.shape[2] % high and len(layer.w) > 1:
+        raise BadInput(f"A block of {group.name} spans groups of its convolution. Choose blocks of fewer outputs, or obs.")
+    places = math.prod(layer.like.shape[2:])
+    w, inverse = (padded(value, 1, places, wide) for value in (layer.w, padded(layer.inverse, 2, places, wide)))
+    alone = inverse.diagonal(dim1=1, dim2=2)
+    alone += (alone == 0).to(alone.dtype)  # what fills up the last block stands alone
+    w = torch.unflatten(padded(w, 2, 1, high), 2, (-1, high)).movedim(2, 1)  # (groups, bundles of outputs, inputs, outputs)
+    some = max(1, MEMORY // (8 * w.shape[2] ** 2))
+    stay = (group.run.n, group.run.m) if group.run else None
+    which = torch.arange(len(w), device=w.device).repeat_interleave(w.shape[1])
+    parts = zip(torch.split(w.flatten(0, 1), some), torch.split(which, some))
+    found = torch.cat([in_order(part, inverse[index], wide, stay) for part, index in parts])
+    return weight_of(torch.unflatten(found, 0, w.shape[:2]).mT, torch.empty(group.shape), layer.reading)
+
+
+def padded(values: Tensor, dim: int, places: int, step: int) -> Tensor:
+    """With zeros behind what each place of a kernel has along the dimension, up to a multiple of `step`."""
+    parts = torch.unflatten(values, dim, (places, -1))
+    lacking = -parts.shape[dim + 1] % step
+    more = parts.new_zeros(*parts.shape[: dim + 1], lacking, *parts.shape[dim + 2 :])
+    return torch.cat([parts, more], dim + 1).flatten(dim, dim + 1)
 
 
 def of_units(layers: list[Layer], structure: Structure) -> Scores:
@@ -152,15 +152,15 @@ def of_units(layers: list[Layer], structure: Structure) -> Scores:
         mine = [(layer, rows[name]) for layer, rows in zip(layers, lines) if name in rows]
         if not mine:
             raise BadInput(f"exact_obs sees no weight that reads the units of {name}. Choose obs, fisher or taylor.")
-        found = [(layer.w.clone(), layer.inverse.clone(), rows) for layer, rows in mine]
         score, left, worst = torch.zeros(group.size, dtype=torch.float64), torch.ones(group.size, dtype=torch.bool), 0.0
+        found = [first(layer, rows) for layer, rows in mine]
         for _ in range(group.size):
-            increase = sum((increases(*one) for one in found), torch.zeros(()))
-            at = int(torch.where(left.to(increase.device), increase, torch.inf).argmin())
+            increase = torch.stack([of_first(*one, count=group.size) for one in found]).sum(0).cpu()
+            at = int(torch.where(left, increase, torch.inf).argmin())
             worst = max(worst, float(increase[at]))
             score[at], left[at] = worst, False
-            for one in found:
-                remove(*one, unit=at)
+            for w, inverse, size in found:
+                remove(w, inverse, torch.arange(at * size, (at + 1) * size, device=w.device).expand(len(w), -1))
         scores[name] = score.view(group.shape)
     return scores
 
@@ -178,17 +178,14 @@ def rows_of(layer: Layer, structure: Structure) -> dict[str, Tensor]:
     return {name: within[name].view(size, -1)[reads].T.nonzero()[:, 1].view(structure.groups[name].size, -1) for name in groups}
 
 
-def increases(w: Tensor, inverse: Tensor, rows: Tensor) -> Tensor:
-    """w_u' [(A^-1)_uu]^-1 w_u of every unit, over all outputs."""
-    each = w[:, rows]
-    return (each * torch.linalg.solve(inverse[:, rows[:, :, None], rows[:, None, :]], each)).sum((0, 2, 3))
+def first(layer: Layer, rows: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The layer's weights and inverse with what the units read in front, unit by unit; and how much a unit reads."""
+    others = torch.ones(layer.w.shape[1], dtype=torch.bool)
+    others[rows] = False
+    order = torch.cat([rows.flatten(), others.nonzero().flatten()])
+    return layer.w[:, order], layer.inverse[:, order[:, None], order], rows.shape[1]
 
 
-def remove(w: Tensor, inverse: Tensor, rows: Tensor, unit: int) -> None:
-    """Make up for this unit, in place. It stands alone afterwards: its part of the inverse is the identity, its weights are zero."""
-    mine = rows[unit]
-    across = torch.linalg.solve(inverse[:, mine[:, None], mine], inverse[:, mine])  # [(A^-1)_uu]^-1 A^-1_u:
-    w -= across.mT @ w[:, mine]
-    inverse -= inverse[:, mine].mT @ across
-    w[:, mine], inverse[:, mine], inverse[:, :, mine] = 0, 0, 0
-    inverse[:, mine, mine] = 1
+def of_first(w: Tensor, inverse: Tensor, size: int, count: int) -> Tensor:
+    front = slice(0, size * count)
+    return increases(w[:, front], inverse[:, front, front], size).sum(0)

@@ -124,7 +124,7 @@ def solved(a: Tensor, b: Tensor, kept: Tensor) -> Tensor:
 
 
 def one_system(a: Tensor, b: Tensor, kept: Tensor) -> Tensor:
-    """By the Cholesky factor of what is kept. a: (groups, inputs, inputs), b: (..., groups, inputs, outputs), kept: (..., groups, inputs)."""
+    """By the Cholesky factor of what is kept. a: (groups, inputs, inputs), b: (..., inputs, outputs), kept: (..., inputs)."""
     most = int(kept.sum(-1).max())
     index = kept.int().argsort(dim=-1, descending=True, stable=True)[..., :most]
     mine = kept.gather(-1, index)
