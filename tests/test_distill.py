@@ -161,7 +161,7 @@ def test_what_cannot_be_taught_is_named():
         (student, batch(), {"teacher": teacher, "features": ["head"], "plan": plan}, "The model has no module 'head'. There are 0, 1"),
         (student, batch(), {"teacher": teacher, "features": {"0": -1.0}, "plan": plan}, "must be a positive number"),
         (student, batch(), {"teacher": teacher, "features": ["0"], "plan": less}, "Give the plan that leads from the teacher to the model"),
-        (sc.shrink(layer, norm), rows, {"teacher": layer, "features": ["2"], "plan": norm}, "a norm runs over the removed channels, or they"),
+        (sc.shrink(layer, norm), rows, {"teacher": layer, "features": ["2"], "plan": norm}, "a norm runs over the removed channels, or"),
     ]:
         with pytest.raises(BadInput, match=sentence):
             sc.finetune(model.double(), [data], lambda o, t: o.flatten(1).logsumexp(1), 1, **options)
@@ -184,7 +184,7 @@ def test_two_layers_that_keep_as_many_are_not_mixed_up():
     assert found["1"][0][1].tolist() == [1, 3, 4, 5] and found["3"][0][1].tolist() == [0, 2, 4, 5]
 
 
-def test_a_tie_is_not_broken():
+def test_a_tie_is_not_broken_but_by_the_modules_own_tensors():
     """All samples are zeros, so all channels are alike."""
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 6, bias=False), nn.Tanh(), nn.Linear(6, 2)).double().eval()
@@ -192,8 +192,10 @@ def test_a_tie_is_not_broken():
     scores = {name: torch.arange(6.0).roll(number) for number, name in enumerate(structure.groups)}
     plan = sc.select(scores, structure, threshold=1.5)
     student, x = sc.shrink(teacher, plan), torch.zeros(3, 4).double()
-    with watched(teacher, ["1"]) as shown, watched(student, ["1"]) as made:
+    with watched(teacher, ["0", "1"]) as shown, watched(student, ["0", "1"]) as made:
         teacher(x), student(x)
+    found = kept_of(teacher, plan, ["0"], x, shown, made)
+    assert found["0"][0][1].tolist() == plan.kept["0.weight"][0].tolist() != plan.kept["2.weight"][0].tolist()
     with pytest.raises(BadInput, match="Several kept channels fit the features of 1 on this batch"):
         kept_of(teacher, plan, ["1"], x, shown, made)
 

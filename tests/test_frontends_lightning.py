@@ -116,6 +116,17 @@ def test_a_run_that_stopped_goes_on_where_its_masks_were(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters()))
 
 
+def test_training_that_ends_early_still_ends_with_the_plan():
+    module = Module()
+    plan, structure, scores = planned(module)
+    gradual = sc.gradual(module.net, plan, structure, scores, steps=100)
+    seen = fitted(module, gradual)
+    assert seen[STEPS] < sum(int((~mask).sum()) for mask in plan.keep.values())
+    assert all(torch.equal(gradual.keep[name], mask) for name, mask in plan.keep.items())
+    masked = sc.mask(module.net, plan).state_dict()
+    assert all(torch.equal(value, masked[name]) for name, value in module.net.state_dict().items())
+
+
 def test_a_trainer_without_an_end_needs_to_be_told_the_steps():
     module = Module()
     plan, structure, scores = planned(module)
