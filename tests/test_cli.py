@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -202,6 +203,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a graph of what branches": (pruning(model="net.py:branching", weights=None, as_graph=True), "cannot be exported as a graph"),
     "local above 1": (pruning(local=2), "--local"),
     "distill above 1": (pruning(distill=2), "--distill"),
+    "warm-up above 1": (pruning(warmup=2), "--warmup"),
+    "features of no module": (pruning(features="head"), "no module 'head'"),
     "no batch": (pruning(batch=0), "--batch"),
     "a share of an unknown cost": (pruning(amount=None, budget="flops=0.5"), "no cost 'flops'"),
     "no such sensitivity": (pruning(sensitivity="nowhere"), "nowhere does not exist"),
@@ -314,6 +317,7 @@ def test_what_prune_writes_is_what_it_says(here: Path, capsys: pytest.CaptureFix
     assert {"model": "net.py:build", "weights": "w.safetensors", "data": "net.py:data", "tune": 1}.items() <= plan.made.items()
     story = json.loads((here / "out" / "report.json").read_text())
     assert list(story["table"]["rows"]) == ["dense", "pruned", "repaired", "tuned"]
+    assert {"warmup": 0.0, "features": ""}.items() <= plan.made.items()
     assert set(story["curve"]) == {"net.py:upside_down, local 0.3", "magnitude", "random"}
     record = json.loads((here / "out" / "split.json").read_text())
     assert sorted(record["train"] + record["validation"] + record["test"]) == list(range(200))
@@ -322,6 +326,23 @@ def test_what_prune_writes_is_what_it_says(here: Path, capsys: pytest.CaptureFix
     (here / "out" / "report.html").unlink()
     assert run(["report", "out"]) == 0
     assert (here / "out" / "report.html").read_bytes() == page
+
+
+def test_fine_tuning_as_it_is_asked_for_with_best_and_last_epoch(here: Path, monkeypatch: pytest.MonkeyPatch):
+    real, seen = cli_prune.finetune, {}
+
+    def watched(*arguments: object, **options: object) -> object:
+        seen.update(options)
+        tuned = real(*arguments, **options)
+        return replace(tuned, best_epoch=1, last_model=copy.deepcopy(tuned.model))
+
+    monkeypatch.setattr(cli_prune, "finetune", watched)
+    assert run(pruning(of="macs", tune=2, warmup=0.5, features="3, 4", quiet=True)) == 0
+    assert (seen["warmup"], seen["features"]) == (0.5, ("3", "4")) and seen["plan"].cost["macs"]
+    rows = json.loads((here / "out" / "report.json").read_text())["table"]["rows"]
+    assert list(rows) == ["dense", "pruned", "repaired", "tuned, last epoch", "tuned"]
+    assert rows["tuned"]["parameters"] == rows["tuned, last epoch"]["parameters"]
+    assert run(["evaluate", "out"]) == 0
 
 
 def test_budgets_and_limits_of_the_command_line(here: Path):

@@ -132,6 +132,7 @@ SIGNED = {  # criterion -> why a dead unit's score of zero is the last by magnit
 BLIND = {  # criterion, or (criterion, kind) -> why a dead unit is not its last
     "random": "it is chance",
     "fpgm": "it looks for what others replace, and zero is not always in the middle",
+    ("exact_obs", "n of m"): "of every run n stay until all others have gone, dead or not",
     **{("movement", kind): "a weight of zero begins to move" for kind in AT_OLD_SIZE},
     **{(name, kind): "a weight of zero may have a gradient" for name in ("gradient", "fisher", "fisher_diagonal") for kind in AT_OLD_SIZE},
 }

@@ -101,13 +101,15 @@ def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     names = {
         "model": model, "build": build, "train": train, "batches": batches, "test": batches, "validation": batches,
         "example": batches[0][0],
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "torch": torch,
     }  # fmt: skip
     for snippet in snippets(ROOT / "README.md"):
         exec(compile(snippet, "README.md", "exec"), names)
     small, again = names["tuned"].model.eval(), names["again"].eval()  # type: ignore[attr-defined]
     assert torch.equal(small(batches[0][0]), again(batches[0][0]))
     assert names["step"].model[0].out_channels < 8  # type: ignore[attr-defined]
+    masked, cut = model.eval()(batches[0][0]), names["small"].eval()(batches[0][0])  # type: ignore[attr-defined]
+    torch.testing.assert_close(masked, cut)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)

@@ -77,7 +77,25 @@ def test_it_equals_a_plain_loop():
         optimizer.step()
     for a, b in zip(tuned.model.state_dict().values(), oracle.state_dict().values()):
         torch.testing.assert_close(a, b)
-    assert [epoch["epoch"] for epoch in tuned.history] == [1, 2] and tuned.best_epoch == 2
+    assert [epoch["epoch"] for epoch in tuned.history] == [1, 2] and tuned.best_epoch == 2 and tuned.last_model is tuned.model
+
+
+def test_a_warm_up_is_written_out_by_hand():
+    model, data = net(), batches()
+    model[3].p = 0.0
+    make = lambda p: torch.optim.SGD(({"params": [value], "lr": 0.1 * (1 + i)} for i, value in enumerate(p)), momentum=0.9)
+    tuned = finetune(model, data, F.cross_entropy, 2, optimizer=make, rates="constant", warmup=0.5)
+    oracle = copy.deepcopy(model).train()
+    optimizer = make(oracle.parameters())
+    for step, (x, y) in enumerate(data * 2):
+        for i, group in enumerate(optimizer.param_groups):
+            group["lr"] = 0.1 * (1 + i) * min(1.0, (step + 1) / 3)
+        optimizer.zero_grad()
+        F.cross_entropy(oracle(x), y).backward()
+        optimizer.step()
+    for a, b in zip(tuned.model.state_dict().values(), oracle.state_dict().values()):
+        torch.testing.assert_close(a, b)
+    assert [epoch["lr"] for epoch in tuned.history] == pytest.approx([0.6, 0.6])
 
 
 def test_the_callers_model_data_and_random_state_are_untouched():
@@ -101,6 +119,16 @@ def test_what_the_model_is_held_to_stays_zero():
     assert torch.equal(tuned.model[0].weight != 0, mask) and torch.equal(held(tuned.model)["0.weight"], mask)
     given = finetune(net(), batches(), F.cross_entropy, 2, masks={"0.weight": mask})
     assert same(given.model, tuned.model)
+
+
+def test_best_and_last_are_both_held():
+    mask = torch.rand(12, 6, generator=torch.Generator().manual_seed(0)) > 0.5
+    rates = lambda share: 1e-3 if share < 0.5 else 1e3
+    tuned = finetune(net(), batches(), F.cross_entropy, 9, batches(1), rates=rates, masks={"0.weight": mask})
+    assert tuned.best_epoch < 9 and not same(tuned.model, tuned.last_model)
+    for model in (tuned.model, tuned.last_model):
+        assert torch.equal(held(model)["0.weight"], mask) and torch.equal(model[0].weight != 0, mask)
+        assert all(p.grad is None for p in model.parameters())
 
 
 def test_no_epoch_gives_a_copy():
@@ -196,6 +224,9 @@ def test_early_stopping_keeps_the_best_weights():
     assert (tuned.model(x).argmax(1) == y).float().mean().item() == pytest.approx(tuned.best["validation_top1"])
     assert F.cross_entropy(tuned.model(x), y).item() == pytest.approx(tuned.best["validation_loss"], rel=1e-5)
     assert tuned.last["validation_top1"] < tuned.best["validation_top1"]
+    assert (tuned.last_model(x).argmax(1) == y).float().mean().item() == pytest.approx(tuned.last["validation_top1"])
+    assert F.cross_entropy(tuned.last_model(x), y).item() == pytest.approx(tuned.last["validation_loss"], rel=1e-5)
+    assert not any(module.training for module in [*tuned.model.modules(), *tuned.last_model.modules()])
 
 
 def test_regression_is_judged_by_its_loss():
@@ -314,6 +345,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         (net(), {"epochs": 2}, "epochs is 1, now it is 2"),
         (net(), {"seed": 5}, "seed is 0, now it is 5"),
         (net(), {"lr": 0.5}, "groups"),
+        (net(), {"rates": "constant"}, "rates is cosine, now it is constant"),
+        (net(), {"warmup": 0.5}, r"warmup is 0\.0, now it is 0\.5"),
+        (net(), {"teacher": net(), "features": ["0"]}, "teacher"),
         (net(), {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-3)}, "optimizer is AdamW, now it is SGD"),
         (net(), {"masks": {"0.weight": torch.zeros(12, 6, dtype=torch.bool)}}, "masks"),
     ]:
@@ -395,6 +429,11 @@ def test_a_validation_split_that_does_not_fit_is_named():
         ({"distill": 1.5}, "must lie in 0..1"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"patience": 2}, "Give validation= as well"),
+        ({"rates": "step"}, "no course 'step'"),
+        ({"warmup": 2.0}, "warmup is 2.0"),
+        ({"warmup": 0.5, "data": iter(batches())}, r"Give it a len\(\), or warmup=0"),
+        ({"features": ["0"]}, "features is .* but there is no teacher"),
+        ({"features": ["9"], "teacher": net()}, "The model has no module '9'"),
         ({"precision": "fp8"}, "precision is 'fp8', but must be one of no, bf16, fp16"),
         ({"teacher": nn.Linear(6, 2), "distill": 0.5}, "Distillation needs logits"),
     ],

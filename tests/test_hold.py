@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.errors import PlanMismatch
-from secateur.surgery.hold import held, hold, masks_of
+from secateur.surgery.hold import held, hold, masks_of, zeroed
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-2),
@@ -145,6 +145,28 @@ def test_masks_of_a_model_from_disk():
     loaded.load_state_dict(model.state_dict())
     masks = masks_of(loaded)
     assert list(masks) == ["4.weight"] and torch.equal(masks["4.weight"], loaded[4].weight != 0)
+
+
+def test_masks_that_are_held_one_after_the_other_add_up():
+    model, first, second = net(), random_masks(net()), {name: ~mask for name, mask in random_masks(net()).items()}
+    second["0.weight"] = torch.ones_like(first["0.weight"])
+    second["0.weight"][0] = False
+    hold(model, first), hold(model, {"0.weight": second["0.weight"]})
+    assert torch.equal(held(model)["0.weight"], first["0.weight"] & second["0.weight"])
+    assert len(model[0].weight._backward_hooks) == 1
+    train(model, OPTIMIZERS["adamw"](model.parameters()))
+    assert torch.equal(model[0].weight != 0, first["0.weight"] & second["0.weight"])
+
+
+def test_what_an_optimizer_moved_is_zeroed_again():
+    model, masks = net(), random_masks(net())
+    hold(model, masks)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(1)
+    zeroed(model)
+    assert all(((value == 0) == ~masks[name]).all() for name, value in model.named_parameters() if name == "4.weight")
+    assert all((value[~masks[name]] == 0).all() for name, value in model.named_parameters())
 
 
 def test_masks_that_do_not_fit_are_refused_and_nothing_is_changed():

@@ -22,7 +22,7 @@ ROWS = (
         "resume", "distributed", "sharded_task", "measure", "flows",
     },
     {"scope", "schedule", "budget", "floors", "path", "connections", "runs", "pulled", "select", "plan", "allocate", "shards"},
-    {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints"},
+    {"surgery", "repair", "finetune", "epochs", "optimizers", "checkpoints", "rates", "distill", "stepping", "gradual"},
     {
         "evaluate", "table", "footprint", "speed", "latency", "curves", "drop", "memory", "report", "files", "plan_json", "leaving",
         "explanation", "explain", "order",
@@ -85,4 +85,5 @@ def test_the_import_is_light():
     code = "import sys, secateur; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
     heavy = {"typer", "rich", "sklearn", "accelerate", "jinja2", "torchmetrics", "PIL", "torchvision", "timm", "matplotlib", "scipy"}
+    heavy |= {"transformers", "lightning", "pytorch_lightning"}
     assert not loaded & heavy

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from sam import Halves
 from secateur.errors import BadInput, PlanMismatch
-from secateur.optimizers import rebind
+from secateur.optimizers import optimizers_in, rebind, restore
 from secateur.plan import Plan
 from secateur.surgery.hold import hold
 
@@ -135,6 +136,46 @@ def test_a_scheduler_of_the_old_optimizer_does_not_bind_the_new_one():
     scheduler.step()
     assert not torch.equal(small[0].weight, before) and torch.equal(model[0].weight, old)
     assert rebound.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+def test_an_optimizer_in_an_optimizer_goes_along():
+    """SAM, with its momentum in the SGD that it holds: shrunk and masked train alike, and the old model stays as it is."""
+    model = mlp()
+    optimizer = Halves(model.parameters(), 0.1, lr=0.05, momentum=0.9, weight_decay=1e-2)
+
+    def train_sharply(model: nn.Module, optimizer: Halves, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(4):
+            x, y = torch.randn(16, 5, generator=generator).double(), torch.randn(16, 3, generator=generator).double()
+            for half in (optimizer.first_step, optimizer.second_step):
+                (model(x) - y).square().mean().backward()
+                half(zero_grad=True)
+
+    train_sharply(model, optimizer, seed=1)
+    plan, small, big, before = plan_for(model), shrunk(model), masked(model), copy.deepcopy(model.state_dict())
+    for cut in (small, big):
+        rebound = rebind(optimizer, model, cut, plan)
+        assert rebound.inner is not optimizer.inner and rebound.param_groups[0] is rebound.inner.param_groups[0]
+        assert all("momentum_buffer" in rebound.inner.state[value] for value in cut.parameters())
+        train_sharply(cut, rebound, seed=2)
+    for a, b in zip(small.parameters(), shrunk(big).parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_restored_optimizer_shares_what_it_shared():
+    """Groups and states stay the objects that they were, so that a rate that is set for SAM reaches the SGD in it."""
+    model = mlp()
+    optimizer = Halves(model.parameters(), 0.1, lr=0.05, momentum=0.9)
+    states = {name: copy.deepcopy(one.state_dict()) for name, one in optimizers_in(optimizer).items()}
+    assert [*states] == ["", "inner"] and states["inner"]["param_groups"][0]["momentum"] == 0.9
+    states[""]["param_groups"][0]["lr"] = states["inner"]["param_groups"][0]["lr"] = 0.5
+    states["inner"]["state"] = {0: {"momentum_buffer": torch.ones(7, 5, dtype=torch.float64)}}
+    group, state = optimizer.param_groups[0], optimizer.inner.state
+    restore(optimizer, states)
+    assert optimizer.param_groups[0] is optimizer.inner.param_groups[0] is group and optimizer.inner.state is state
+    assert group["lr"] == 0.5 and torch.equal(state[model[0].weight]["momentum_buffer"], torch.ones(7, 5, dtype=torch.float64))
+    assert [id(value) for value in group["params"]] == [id(value) for value in model.parameters()]
 
 
 def test_state_summed_over_a_dimension_is_cut_along_the_other():

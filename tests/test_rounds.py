@@ -132,6 +132,63 @@ def test_damaged_settings_of_a_round_are_refused(tmp_path):
             next(sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.5, steps=2, checkpoint=tmp_path))
 
 
+@pytest.mark.parametrize("structure", ["channels", "weights"])
+def test_every_round_goes_back_to_the_survivors_of_an_earlier_epoch(structure: str):
+    model, data, early = residual(), batches(), residual()
+    with torch.no_grad():
+        for number, value in enumerate(early.parameters()):
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(number)))
+    arguments, options = (model, data[0][0], data, F.cross_entropy), {"amount": 0.5, "structure": structure, "steps": 3}
+    for step, other in zip(sc.rounds(*arguments, **options, rewind=early), sc.rounds(*arguments, **options)):
+        for name, value in step.model.state_dict().items():
+            expected = dict([*early.named_parameters(), *early.named_buffers()])[name]
+            for dim, index in enumerate(step.plan.kept.get(name, ())):
+                expected = expected if index is None else expected.index_select(dim, index)
+            if structure == "weights" and name in step.plan.keep:
+                expected = expected * step.plan.keep[name]
+            assert torch.equal(value, expected), name
+        if step.number == 1:  # chosen by the model as it was trained
+            assert all(torch.equal(step.plan.keep[name], mask) for name, mask in other.plan.keep.items())
+        train(step.model, torch.optim.SGD(step.model.parameters(), lr=0.01), data)
+    assert step.number == 3 and step.plan.cost["units"][1] <= 0.5 * step.plan.cost["units"][0]
+
+
+def test_rewinding_goes_on_after_a_stop_and_with_the_same_epoch_only(tmp_path):
+    model, data, early, other = residual(), batches(), residual(), residual()
+    with torch.no_grad():
+        next(early.parameters()).add_(1), next(other.parameters()).add_(2)
+
+    def go(folder, stop=None, rewind=early):
+        made = []
+        for step in itertools.islice(
+            sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.5, steps=3, checkpoint=folder, rewind=rewind), stop
+        ):
+            train(step.model, torch.optim.SGD(step.model.parameters(), lr=0.01), data)
+            made.append(step)
+        return made
+
+    whole = go(tmp_path / "whole")
+    go(tmp_path / "cut", 2)
+    for rewind in (other, None):
+        with pytest.raises(sc.BadInput, match="with rewind"):
+            go(tmp_path / "cut", rewind=rewind)
+    same(outputs(go(tmp_path / "cut")[-1].model, data[0][0]), outputs(whole[-1].model, data[0][0]))
+
+
+def test_a_graph_goes_back_to_the_graph_of_the_earlier_epoch():
+    model, data, early = residual(), batches(), residual()
+    with torch.no_grad():
+        next(early.parameters()).add_(1)
+    (step,) = sc.rounds(model, data[0][0], data, F.cross_entropy, amount=0.5, steps=1, as_graph=True, rewind=early)
+    same(outputs(step.model, data[0][0]), outputs(sc.shrink(sc.as_graph(early, data[0][0]), step.plan), data[0][0]))
+
+
+def test_an_earlier_epoch_of_another_network_is_refused():
+    data = batches(1)
+    with pytest.raises(sc.PlanMismatch, match="The plan was made for a model"):
+        next(sc.rounds(residual(), data[0][0], data, F.cross_entropy, amount=0.5, rewind=nn.Linear(3, 2)))
+
+
 @pytest.mark.parametrize(
     "options, words", [({"steps": 0}, "at least 1"), ({"schedule": "magic"}, "no schedule"), ({"schedule": lambda t: 1 - t}, "must rise")]
 )

@@ -12,10 +12,12 @@ from .explain import explain
 from .explanation import Explanation
 from .files import load, read_plan, save
 from .finetune import Tuned, finetune
+from .gradual import Gradual, gradual
 from .latency import Latency
 from .measure import measure
 from .optimizers import rebind
 from .plan import Plan
+from .rates import RATES
 from .repair import reestimate
 from .rounds import Round, rounds
 from .schedule import SCHEDULES
@@ -31,6 +33,7 @@ from .version import __version__ as __version__
 
 __all__ = [
     "CRITERIA",
+    "RATES",
     "SCHEDULES",
     "SCOPES",
     "Activations",
@@ -40,6 +43,7 @@ __all__ = [
     "Collector",
     "Curves",
     "Explanation",
+    "Gradual",
     "Group",
     "Latency",
     "MissingExtra",
@@ -66,6 +70,7 @@ __all__ = [
     "evaluate",
     "explain",
     "finetune",
+    "gradual",
     "hold",
     "layers",
     "load",

@@ -169,7 +169,7 @@ def prune(
     criterion: Criterion = "taylor",
     contexts: Contexts = "batch",
     local: Annotated[str, typer.Option(metavar="0..1|rms", help="the weight of local sensitivity")] = "0",
-    scope: Annotated[str, typer.Option(metavar="NAME", help="how groups compare, one of those below")] = "global",
+    scope: Annotated[str, typer.Option(metavar="NAME", help="how groups compare, see below")] = "global",
     multiple: Multiple = 1,
     least: Annotated[str, typer.Option(metavar="N", help="every group keeps: 4, 0.1 or name=4,..")] = "1",
     most: Annotated[str, typer.Option(metavar="N", help="may leave a group: 4, 0.5 or name=4,..")] = "1.0",
@@ -185,7 +185,9 @@ def prune(
     repair: Annotated[str, typer.Option(metavar="NAME", help="statistics, least-squares or none")] = "statistics",
     tune: Annotated[int, typer.Option(metavar="EPOCHS", help="of fine-tuning, after every round")] = 0,
     lr: Annotated[float, typer.Option(metavar="RATE", help="of fine-tuning")] = 1e-3,
+    warmup: Annotated[float, typer.Option(metavar="0..1", help="the share of it in which the rate rises")] = 0.0,
     distill: Annotated[float, typer.Option(metavar="0..1", help="the dense model's share of the loss")] = 0.0,
+    features: Annotated[str, typer.Option(metavar="NAME,..", help="modules whose outputs it teaches")] = "",
     curve: Annotated[int, typer.Option(metavar="N", help="samples of the report's curve, 0: none")] = 512,
     samples: Samples = 2048,
     batch: Batch = 64,
@@ -198,6 +200,7 @@ def prune(
         model, data, out, amount, of, threshold, weights, example, loss, structure, criterion, contexts, local_in(local), scope, multiple,
         units, exact, as_graph, schedule, steps, repair, tune, lr, distill, curve, samples, batch, seed, force, budget, drop,
         least, most, keep, sensitivity, enough, tuple(sorted(name for name in context.params if written(context, name))), curves,
+        warmup, features,
     )  # fmt: skip
     with bars(quiet) as bar:
         story = prune_into(asked, bar)

@@ -14,6 +14,7 @@ from .budget import Amount, Of, absolute, fraction, parts_of
 from .cli_curves import curves_in
 from .cli_measure import contexts_of
 from .cost import COSTS
+from .distill import check_modules
 from .drop import points
 from .errors import BadInput
 from .files import check_writable
@@ -76,6 +77,8 @@ class Asked:
     enough: float | None = None
     given: tuple[str, ...] = ()  # the options that were written, not left as they are
     curves: Path | None = None
+    warmup: float = 0.0
+    features: str = ""
 
     @property
     def gradual(self) -> bool:
@@ -104,6 +107,11 @@ class Asked:
         """least, most and keep."""
         names = tuple(name.strip() for name in self.keep.split(",") if name.strip())
         return limit_of(self.least, "least"), limit_of(self.most, "most"), names
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """The modules whose outputs the dense model teaches."""
+        return tuple(name.strip() for name in self.features.split(",") if name.strip())
 
     @property
     def rounds(self) -> Path:
@@ -171,7 +179,7 @@ def check(asked: Asked) -> None:
     for name, value in (("tune", asked.tune), ("curve", asked.curve)):
         at_least(name, value, 0)
     seed_in_range(asked.seed)
-    for name, share in (("distill", asked.distill), ("enough", asked.enough)):
+    for name, share in (("distill", asked.distill), ("warmup", asked.warmup), ("enough", asked.enough)):
         if share is not None:
             within_one(name, share)
     if not 0 < asked.lr < float("inf"):
@@ -287,6 +295,7 @@ def read(asked: Asked) -> Given:
     splits = data_of(asked.data, asked.seed, asked.batch)
     example = example_in(splits.train, asked.example)
     model = as_graph(dense, example) if asked.as_graph else dense
+    check_modules(asked.taught, model=model)
     structure = structure_of(model, example, asked.structure, asked.exact, asked.kinds)
     floors(structure.groups, *asked.limits)  # names that no group has are told before anything is measured
     share, budget = asked.goals

@@ -23,7 +23,7 @@ from .drop import dense_quality, largest_within
 from .errors import Unreadable
 from .evaluate import compare
 from .files import load, read_plan, save, write_text_atomic
-from .finetune import finetune
+from .finetune import Tuned, finetune
 from .journey import CURVE, VALIDATION, First, criterion_of, curve_of, machine
 from .measure import measure
 from .plan import Plan
@@ -107,7 +107,10 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
         models["repaired"] = now = repaired(now, given.model, given.measuring(asked), plan, asked.repair)
     history: list[dict[str, float]] = []
     if asked.tune:
-        models["tuned"], history = tuned(asked, given, now, None, bar("fine-tuning"))
+        done = tuned(asked, given, now, plan, None, bar("fine-tuning"))
+        if done.last_model is not done.model:
+            models["tuned, last epoch"] = done.last_model
+        models["tuned"], history = done.model, done.history
     return Found(models, plan, sensitivity, scores, history)
 
 
@@ -150,9 +153,9 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
     ):  # fmt: skip
         if asked.tune:
             stage = f"fine-tuning, round {step.number} of {step.steps}"
-            after, epochs = tuned(asked, given, step.model, asked.rounds / f"tune-{step.number}", bar(stage))
-            step.model.load_state_dict(after.state_dict())
-            history[str(step.number)] = epochs
+            done = tuned(asked, given, step.model, step.plan, asked.rounds / f"tune-{step.number}", bar(stage))
+            step.model.load_state_dict(done.model.state_dict())
+            history[str(step.number)] = done.history
             write_text_atomic(asked.rounds / "history.json", json.dumps(history))
         last = step
         if step.number == 1:
@@ -169,15 +172,15 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
     return Found({"dense": given.dense, f"after {asked.steps} rounds": model}, plan, first, merge(first, asked.local), numbered, (FIRST,))
 
 
-def tuned(asked: Asked, given: Given, model: nn.Module, checkpoint: Path | None, tell: Tell) -> tuple[nn.Module, list[dict[str, float]]]:
-    teacher = given.model if asked.distill else None
+def tuned(asked: Asked, given: Given, model: nn.Module, plan: Plan, checkpoint: Path | None, tell: Tell) -> Tuned:
+    teacher = given.model if asked.distill or asked.taught else None
 
-    def once() -> tuple[nn.Module, list[dict[str, float]]]:
-        done = finetune(
-            model, given.training(asked), given.loss, asked.tune, validation=given.splits.validation, lr=asked.lr, teacher=teacher,
-            distill=asked.distill, checkpoint=checkpoint, seed=asked.seed, progress=tell,
+    def once() -> Tuned:
+        return finetune(
+            model, given.training(asked), given.loss, asked.tune, validation=given.splits.validation, lr=asked.lr,
+            warmup=asked.warmup, teacher=teacher, distill=asked.distill, features=asked.taught, plan=plan, checkpoint=checkpoint,
+            seed=asked.seed, progress=tell,
         )  # fmt: skip
-        return done.model, done.history
 
     try:
         return once()

@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import checkpoints
+from .distill import Lesson, check_modules, full, objective, weights_of
 from .epochs import batches_of, generator_kept, samples_of
 from .errors import BadInput, BadLoss, need
+from .plan import Plan
+from .rates import Course, rate_of
+from .stepping import Collect, Step
 from .structure.structure import digest_of
 from .surgery.hold import held, hold
 from .task import Loss, call, device_of, evaluating, number_of, split_batch, to
-from .tree import Tree
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from accelerate.optimizer import AcceleratedOptimizer
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-Objective = Callable[[nn.Module, object, object, int], Tensor]  # model, inputs, targets, number of the batch -> what to minimise
 Progress = Callable[[int, int, str], None]  # done, total, text
 PRECISIONS = ("no", "bf16", "fp16")
-
-
-class Collect(Protocol):
-    """What gathers sensitivity from training steps: it reads each parameter's weight and gradient (see secateur.sensitivity)."""
-
-    def step(self, model: nn.Module, samples: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class Tuned:
     """A trained copy, in evaluation mode, and how it went.
 
-    model: with the weights of `best_epoch`.
+    model: with the weights of `best_epoch`. last_model: with those of the last epoch; the same model where that was the best.
     history: per epoch: epoch (from 1), loss (mean over the training samples, as minimised), lr, seconds; with a validation split
         validation_loss and, where outputs and targets are those of a classifier, validation_top1 (0..1).
     best_epoch: the one with the highest validation_top1 (ties: lowest validation_loss), or where that is not known the lowest
@@ -55,6 +48,7 @@ class Tuned:
     model: nn.Module
     history: list[dict[str, float]]
     best_epoch: int
+    last_model: nn.Module
 
     @property
     def best(self) -> dict[str, float]:
@@ -63,6 +57,7 @@ class Tuned:
 
     @property
     def last(self) -> dict[str, float]:
+        """The figures of the last epoch, whose weights `last_model` has."""
         return self.history[-1] if self.history else {}
 
 
@@ -74,9 +69,13 @@ def finetune(
     validation: Iterable[object] | None = None,
     optimizer: MakeOptimizer | None = None,
     lr: float = 1e-3,
+    rates: str | Course = "cosine",
+    warmup: float = 0.0,
     teacher: nn.Module | None = None,
     distill: float = 0.0,
     temperature: float = 4.0,
+    features: Iterable[str] | Mapping[str, float] = (),
+    plan: Plan | None = None,
     patience: int | None = None,
     checkpoint: str | Path | None = None,
     masks: Mapping[str, Tensor] | None = None,
@@ -89,29 +88,38 @@ def finetune(
 
     data, validation: re-iterable batches of (inputs, targets) or dicts. Order and augmentation that come from torch's random numbers follow
         `seed` and the epoch alone; data with `set_epoch(k)` or `epoch(k)` is told the epoch (see epochs.py).
-    optimizer: parameters -> optimizer; otherwise AdamW with learning rate `lr`. Every group's rate falls to 0 along half a cosine.
+    optimizer: parameters -> optimizer; otherwise AdamW with learning rate `lr`. One that asks for several passes over a batch gets them: it
+        has `first_step` and `second_step` (SAM), or a `step(closure)` that must be given its closure (LBFGS); see stepping.py.
+    rates, warmup: every group's rate goes along "cosine" (half of one, to 0), "constant", or a function of the share 0..1 of the run that
+        is over, after a rise in equal steps over the share `warmup` of the run (0.1: the first tenth).
     teacher, distill: with a = distill, minimise (1 - a) L + a T^2 KL(softmax(teacher / T) || softmax(model / T)) (Hinton et al., 2015),
         classes along dimension 1.
+    features, plan: add, for each of these modules (or times its weight), |s - t|^2 / |t|^2 between what it makes in the model and in the
+        teacher; where the model is narrower, of the teacher only the channels that the plan, teacher to model, keeps (distill.py).
     patience: stop after this many epochs without a better validation figure.
     checkpoint: a folder; after each epoch the run is written there, and one that was killed goes on from there: on a CPU, to the same bits.
-    masks: which weights stay zero; otherwise those that `model` is held to (what `secateur.mask` made stays masked).
+    masks: which weights stay zero, after every step; otherwise those that `model` is held to (what `secateur.mask` made stays masked).
     collect: shown the model after each backward pass; in a run that goes on, from there on.
     Raises BadInput for arguments or data that do not fit, BadLoss where the loss is not finite (epoch and batch named; the last checkpoint
     stays), Unreadable where the checkpoint is damaged or of another run.
     """
-    _check(epochs, validation, teacher, distill, temperature, patience, precision)
+    weighed, rate = weights_of(features), rate_of(rates, warmup)
+    _check(epochs, validation, teacher, distill, temperature, weighed, patience, precision)
+    check_modules(weighed, model=model, **({} if teacher is None else {"teacher": teacher}))
+    lesson = Lesson(teacher, distill, temperature, weighed, plan) if teacher is not None and (distill or weighed) else None
     home, student = device_of(model), copy.deepcopy(model)
     masks = held(model) if masks is None else masks
     folder = Path(checkpoint) if checkpoint is not None else None
     with torch.random.fork_rng(range(torch.cuda.device_count())), generator_kept(data), _accelerator(precision) as accelerator:
         torch.manual_seed(seed)
         hold(student.to(accelerator.device).train(), masks)
-        stepper = accelerator.prepare(_optimizer(student, optimizer, lr))
-        step = _Step(student, stepper, _objective(loss, teacher, distill, temperature, accelerator), accelerator, collect)
+        stepper = accelerator.prepare_optimizer(_optimizer(student, optimizer, lr), device_placement=False)
+        step = Step(student, stepper, objective(loss, lesson, accelerator.device), accelerator, collect, rate)
 
-        settings = _settings(model, teacher if distill else None, masks, stepper.optimizer) | {
+        settings = _settings(model, lesson, masks, stepper.optimizer) | {
             "epochs": epochs, "seed": seed, "precision": precision, "distill": distill, "temperature": temperature, "patience": patience,
-            "validation": validation is not None,
+            "rates": rates if isinstance(rates, str) else getattr(rates, "__name__", type(rates).__name__), "warmup": warmup,
+            "features": weighed, "validation": validation is not None,
         }  # fmt: skip
         history: list[dict[str, float]] = []
         best = checkpoints.tensors_of(student)
@@ -124,11 +132,13 @@ def finetune(
         while len(history) < epochs and not _stopped(history, patience):
             epoch, started = len(history) + 1, time.perf_counter()
             batches, size = batches_of(data, epoch - 1, seed)
+            if warmup and not size:
+                raise BadInput("The data does not know its number of batches, so no share of a run is known. Give it a len(), or warmup=0.")
             total, samples = 0.0, 0
             for number, batch in enumerate(batches):
                 inputs, targets = split_batch(to(batch, accelerator.device))
                 with _named(f"In epoch {epoch}: "):
-                    value = step(inputs, targets, number, share=(epoch - 1 + (number / size if size else 0)) / epochs)
+                    value = step(inputs, targets, number, (epoch - 1 + (number / size if size else 0)) / epochs, 1 / (epochs * (size or 1)))
                 total, samples = total + value * samples_of(inputs), samples + samples_of(inputs)
                 if progress and size:
                     progress((epoch - 1) * size + number, epochs * size, f"epoch {epoch} of {epochs}, loss {value:.4f}")
@@ -147,9 +157,14 @@ def finetune(
                 checkpoints.write(folder, step.standing(best, history), settings)
             if progress:
                 progress(epoch * (size or 1), epochs * (size or 1), f"epoch {epoch} of {epochs}, loss {total / samples:.4f}")
-        checkpoints.fill(student, best)
     student.zero_grad(set_to_none=True)
-    return Tuned(student.to(home).eval(), history, best_epoch(history))
+    last = student.to(home).eval()
+    if best_epoch(history) == len(history):
+        return Tuned(last, history, len(history), last)
+    chosen = copy.deepcopy(last)
+    checkpoints.fill(chosen, best)
+    hold(chosen, masks)
+    return Tuned(chosen, history, best_epoch(history), last)
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:
@@ -163,82 +178,11 @@ def _stopped(history: list[dict[str, float]], patience: int | None) -> bool:
     return patience is not None and len(history) - best_epoch(history) >= patience
 
 
-# one step -------------------------------------------------------------------------------------------------------------------------------
-
-
-class _Step:
-    """One training step at a share (0..1) of the whole run, and what has to be remembered between steps."""
-
-    def __init__(
-        self, student: nn.Module, stepper: AcceleratedOptimizer, objective: Objective, accelerator: Accelerator, collect: Collect | None
-    ) -> None:
-        self.student, self.stepper, self.objective, self.accelerator, self.collect = student, stepper, objective, accelerator, collect
-        self.optimizer: Optimizer = stepper.optimizer
-        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def __call__(self, inputs: object, targets: object, number: int, share: float) -> float:
-        for group, rate in zip(self.optimizer.param_groups, self.rates):
-            now = rate * (1 + math.cos(math.pi * share)) / 2
-            group["lr"] = group["lr"].fill_(now) if isinstance(group["lr"], Tensor) else now
-        with torch.enable_grad():
-            with self.accelerator.autocast():
-                value = self.objective(self.student, inputs, targets, number)
-            self.accelerator.backward(value)
-        if self.collect is not None:
-            self.accelerator.unscale_gradients()
-            self.collect.step(self.student, samples_of(inputs))
-        self.stepper.step()
-        self.stepper.zero_grad()
-        return value.item()
-
-    @property
-    def lr(self) -> float:
-        return max(float(group["lr"]) for group in self.optimizer.param_groups)
-
-    def standing(self, best: Tree, history: list[dict[str, float]]) -> checkpoints.Standing:
-        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        return checkpoints.Standing(checkpoints.tensors_of(self.student), best, self.optimizer.state_dict(), history, scaler)
-
-    def resume(self, standing: checkpoints.Standing) -> None:
-        checkpoints.fill(self.student, standing.model)
-        self.optimizer.load_state_dict(standing.optimizer)
-        if self.accelerator.scaler is not None and standing.scaler:
-            self.accelerator.scaler.load_state_dict(standing.scaler)
-
-
 def _optimizer(model: nn.Module, make: MakeOptimizer | None, lr: float) -> Optimizer:
     trainable = [value for value in model.parameters() if value.requires_grad]
     if not trainable:
         raise BadInput("The model has no parameter that requires a gradient, so it cannot be trained. Set requires_grad on those to train.")
     return make(trainable) if make else torch.optim.AdamW(trainable, lr=lr)
-
-
-# the loss -------------------------------------------------------------------------------------------------------------------------------
-
-
-def _objective(loss: Loss, teacher: nn.Module | None, a: float, temperature: float, accelerator: Accelerator) -> Objective:
-    """(1 - a) L + a T^2 KL(teacher || model), for one batch."""
-    master = copy.deepcopy(teacher).to(accelerator.device).eval() if teacher is not None and a else None
-
-    def objective(model: nn.Module, inputs: object, targets: object, number: int) -> Tensor:
-        outputs = _full(call(model, inputs))
-        value = number_of(loss, outputs, targets, number)
-        if master is None:
-            return value
-        with torch.no_grad():
-            truth = _full(call(master, inputs))
-        if not (isinstance(outputs, Tensor) and isinstance(truth, Tensor) and outputs.dim() >= 2 and outputs.shape == truth.shape):
-            raise BadInput("Distillation needs logits (samples, classes, ...), of one shape in model and teacher. Set distill=0.")
-        log_p, log_q = (F.log_softmax(logits / temperature, 1) for logits in (truth, outputs))
-        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1).mean()
-        return (1 - a) * value + a * temperature**2 * divergence
-
-    return objective
-
-
-def _full(outputs: object) -> object:
-    """Logits of half precision in float32: the loss is computed in that."""
-    return outputs.float() if isinstance(outputs, Tensor) and outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
 def _validate(model: nn.Module, data: Iterable[object], loss: Loss, accelerator: Accelerator) -> dict[str, float]:
@@ -247,7 +191,7 @@ def _validate(model: nn.Module, data: Iterable[object], loss: Loss, accelerator:
         for number, batch in enumerate(data):
             inputs, targets = split_batch(to(batch, accelerator.device))
             with torch.enable_grad():  # number_of refuses a loss without a derivative
-                outputs = _full(call(model, inputs))
+                outputs = full(call(model, inputs))
                 value = number_of(loss, outputs, targets, number)
             total, samples = total + value.item() * samples_of(inputs), samples + samples_of(inputs)
             if isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.dim() == 2 and targets.shape == outputs.shape[:1]:
@@ -291,7 +235,7 @@ def _named(place: str) -> Iterator[None]:
         raise type(error)(f"{place}{error}") from error
 
 
-def _settings(model: nn.Module, teacher: nn.Module | None, masks: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, object]:
+def _settings(model: nn.Module, lesson: Lesson | None, masks: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, object]:
     """What a run that goes on must have in common with the one that was interrupted."""
     digest = hashlib.sha256()
     for name, mask in sorted(masks.items()):
@@ -299,20 +243,22 @@ def _settings(model: nn.Module, teacher: nn.Module | None, masks: Mapping[str, T
         digest.update(mask.bool().cpu().contiguous().numpy().tobytes())
     groups = [{key: str(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     return {
-        "model": digest_of(model), "teacher": digest_of(teacher) if teacher is not None else "", "masks": digest.hexdigest(),
+        "model": digest_of(model), "teacher": digest_of(lesson.teacher) if lesson is not None else "", "masks": digest.hexdigest(),
         "optimizer": type(optimizer).__name__, "groups": groups,
     }  # fmt: skip
 
 
 def _check(
-    epochs: int, validation: object, teacher: object, distill: float, temperature: float, patience: int | None, precision: str
-) -> None:
+    epochs: int, validation: object, teacher: object, distill: float, temperature: float, features: Mapping[str, float],
+    patience: int | None, precision: str,
+) -> None:  # fmt: skip
     if epochs < 0:
         raise BadInput(f"epochs is {epochs}, but must be 0 or more.")
     if not 0 <= distill <= 1:
         raise BadInput(f"distill is {distill}, but must lie in 0..1: it is the teacher's share of the loss.")
-    if distill and teacher is None:
-        raise BadInput(f"distill is {distill}, but there is no teacher. Give teacher=, the dense model.")
+    for name, asked in (("distill", distill), ("features", list(features))):
+        if asked and teacher is None:
+            raise BadInput(f"{name} is {asked}, but there is no teacher. Give teacher=, the dense model.")
     if not temperature > 0:
         raise BadInput(f"temperature is {temperature}, but must be more than 0.")
     if patience is not None and (patience < 1 or validation is None):

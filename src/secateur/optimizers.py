@@ -6,6 +6,7 @@ A learning-rate scheduler holds on to its optimizer: build a new one, or point i
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,7 +22,8 @@ def rebind(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, pla
 
     Groups and hyperparameters stay. State of a parameter's shape (momentum_buffer, exp_avg, exp_avg_sq, ...) is cut as the parameter was:
     indices taken where the model shrank, zeros where it was masked. State that is summed over a dimension (Adafactor's) is cut along the
-    others, a step count is copied. Parameters that are not `old_model`'s (of a loss, say) are kept with their state.
+    others, a step count is copied. Parameters that are not `old_model`'s (of a loss, say) are kept with their state. An optimizer that it
+    holds (the one that SAM steps with) goes along.
     Raises PlanMismatch where models, plan and optimizer do not belong together, BadInput where a state cannot be cut (LBFGS).
     """
     kept = masks(plan)
@@ -41,19 +43,55 @@ def rebind(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, pla
     if not any(id(value) in names for group in optimizer.param_groups for value in group["params"]):
         raise PlanMismatch("The optimizer has no parameter of the old model. Give the model that it was training.")
 
-    result = copy.copy(optimizer)  # what unpickling does: the class's own way to a twin
-    for key, value in vars(optimizer).items():
-        if key not in vars(result) and not hasattr(type(optimizer), key):  # a scheduler puts a `step` there that is bound to the old one
-            setattr(result, key, value)
-    result.param_groups = [{**group, "params": [counterpart(p) for p in group["params"] if stays(p)]} for group in optimizer.param_groups]
-    result.state = type(optimizer.state)(optimizer.state.default_factory)
-    for parameter, state in ((p, s) for p, s in optimizer.state.items() if stays(p)):
-        name, successor = names.get(id(parameter)), counterpart(parameter)
-        result.state[successor] = {
-            key: _cut(value, key, name, parameter, successor, plan, kept) if isinstance(value, Tensor) else copy.copy(value)
-            for key, value in state.items()
-        }
-    return result
+    def cut(key: str, value: object, parameter: Tensor) -> object:
+        if not isinstance(value, Tensor):
+            return copy.copy(value)
+        return _cut(value, key, names.get(id(parameter)), parameter, counterpart(parameter), plan, kept)
+
+    groups = {
+        id(group): {**group, "params": [counterpart(p) for p in group["params"] if stays(p)]}
+        for one in optimizers_in(optimizer).values()
+        for group in one.param_groups
+    }
+
+    def rebound(one: Optimizer) -> Optimizer:
+        result = copy.copy(one)  # what unpickling does: the class's own way to a twin
+        for key, value in vars(one).items():
+            if isinstance(value, Optimizer):
+                setattr(result, key, rebound(value))
+            elif key not in vars(result) and not hasattr(type(one), key):  # a scheduler puts a `step` there that is bound to the old one
+                setattr(result, key, value)
+        result.param_groups = [groups[id(group)] for group in one.param_groups]  # an optimizer and the one that it holds share theirs
+        result.state = type(one.state)(one.state.default_factory)
+        for parameter, state in ((p, s) for p, s in one.state.items() if stays(p)):
+            result.state[counterpart(parameter)] = {key: cut(key, value, parameter) for key, value in state.items()}
+        return result
+
+    return rebound(optimizer)
+
+
+def optimizers_in(optimizer: Optimizer) -> dict[str, Optimizer]:
+    """An optimizer, named "", and those that it holds, each under the attributes that lead there."""
+    found = {"": optimizer}
+    for name, value in vars(optimizer).items():
+        if isinstance(value, Optimizer):
+            found |= {f"{name}/{inner}".rstrip("/"): one for inner, one in optimizers_in(value).items()}
+    return found
+
+
+def restore(optimizer: Optimizer, states: dict[str, dict[str, object]]) -> None:
+    """Load the states of `optimizers_in`. Groups and states stay the very objects, which an optimizer and the one that it holds share."""
+    there = optimizers_in(optimizer)
+    before = {name: (one.param_groups, [*one.param_groups], one.state) for name, one in there.items()}
+    for name, one in there.items():
+        load: Callable[[dict[str, object]], object] = one.load_state_dict
+        load(states[name])
+        after, state = [dict(group) for group in one.param_groups], dict(one.state)
+        one.param_groups, old, one.state = before[name]
+        for group, new in zip(old, after):
+            group.update(new)
+        one.state.clear()
+        one.state.update(state)
 
 
 def _cut(value: Tensor, key: str, name: str | None, old: Tensor, new: Tensor, plan: Plan, kept: Tree) -> Tensor:

@@ -22,7 +22,7 @@ from .files import load, read_plan, save
 from .floors import Limit, floors
 from .measure import measure
 from .optimizers import rebind
-from .plan import Plan
+from .plan import Plan, check_fits
 from .schedule import SCHEDULES, Schedule
 from .scope import Scope
 from .select import plain, plan_of, select
@@ -31,6 +31,7 @@ from .structure import Channels, Structure, all_kept
 from .structure import as_graph as graph
 from .structure.cut import twin
 from .structure.kinds import at_old_size, refuse_amount
+from .structure.structure import digest_of
 from .surgery import masks_of, shrink
 from .surgery.hold import hold
 from .task import Loss, Task
@@ -90,6 +91,7 @@ def rounds(
     units: Collection[str] | None = None,
     as_graph: bool = False,
     repair: str | None = "statistics",
+    rewind: nn.Module | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -97,6 +99,10 @@ def rounds(
     """Remove `amount` in `steps` rounds; each measures anew on the model as it was trained since the last.
 
     schedule: "linear", "cubic", "one-shot", or a function from progress 0..1 to the share of the final amount that is gone.
+    rewind: the dense model as it was at an earlier epoch of its training. Every round chooses by the model as it was trained, but hands
+        over what is left with the values of that epoch, to be trained from there (weight rewinding; Renda et al., 2020, section 2, after
+        Frankle et al., 2019); nothing is repaired. Without it the trained values stay: with a learning rate that begins anew in each
+        round, as in every call of `finetune`, that is their learning rate rewinding.
     checkpoint: a folder in which every finished round is kept: after a kill the next call goes on behind the last round that was trained
         (that is, after which the next one was asked for). A folder of other settings is refused.
     The other arguments are those of `prune`. The model itself stays as it is.
@@ -111,10 +117,14 @@ def rounds(
         "contexts": name_of(contexts), "local": local, "of": of, "scope": name_of(scope), "multiple": multiple, "exact": exact,
         "least": plain(least), "most": plain(most), "keep": sorted([keep] if isinstance(keep, str) else keep),
         "units": None if units is None else sorted(units), "as_graph": as_graph, "repair": repair, "seed": seed,
+        "rewind": None if rewind is None else digest_of(rewind),
     }  # fmt: skip
     given = model  # its optimizer is the user's, and its parameters have the graph's names
     model = graph(model, example) if as_graph else model
     dense = structure_of(model, example, structure, exact, units)
+    early = graph(rewind, example) if rewind is not None and as_graph else rewind
+    if early is not None:
+        check_fits(dense.shapes, early)
     nothing = {name: torch.zeros(group.shape) for name, group in dense.groups.items()}
     stay = floors(dense.groups, least, most, keep)
     select(nothing, dense, final, of, multiple=multiple, least=stay)  # what is out of reach in the end is so before the first round
@@ -133,7 +143,7 @@ def rounds(
             cut = select(scores, found, still(gone, of, dense, there, found), of, scope, multiple=multiple, least=left(stay, found))
             there = composed(dense, there, cut)
             whole = plan_of(dense, there, {**made, "cut": cut.made["cut"], "threshold": None})
-        small = repaired(shrink(now, cut), now, data, cut, repair)
+        small = repaired(shrink(now, cut), now, data, cut, repair) if early is None else shrink(early, whole)
         before, now = now, small
         reached = 1 - cost(dense, there, of) / cost(dense, all_kept(dense), of)
         yield Round(number, steps, reached, now, whole, cut, sensitivity, given if before is model else before, given)

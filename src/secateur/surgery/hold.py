@@ -5,7 +5,8 @@ such a weight by nothing: their steps are multiples of moments of the gradient a
 
 No module is wrapped and no name changes: a hook sits on the parameter itself. It survives `.to(device)` and `.to(dtype)`, which keep the
 parameter; `copy.deepcopy`, `torch.save` and `load_state_dict` into another model do not carry it. There: `hold(again, held(model))`, or for
-a model read from disk `hold(model, masks_of(model))`. An optimizer that stepped before the cut still has momentum: see `secateur.rebind`.
+a model read from disk `hold(model, masks_of(model))`. An optimizer that stepped before the cut still has momentum (`secateur.rebind` cuts
+it), and one of a kind that moves weights without a gradient would move these: `zeroed(model)` after its step puts them back.
 """
 
 from __future__ import annotations
@@ -52,20 +53,33 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if removed.any():
             with torch.no_grad():
                 parameter.masked_fill_(removed, 0)
+            hooks = parameter._backward_hooks or {}
+            before = next(((key, hook) for key, hook in hooks.items() if isinstance(hook, _Cut)), None)
+            if before is not None:  # one hook a parameter, however often more of it is held
+                hooks[before[0]] = _Cut(removed | before[1].removed.to(removed.device))
+                continue
             trained = parameter.requires_grad
             hooked: Callable[[_Cut], object] = parameter.requires_grad_(True).register_hook  # torch refuses a frozen one; it may thaw later
             hooked(_Cut(removed))
             parameter.requires_grad_(trained)
 
 
+def zeroed(model: nn.Module) -> None:
+    """Zero again, in place, what `model` is held to."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if (cut := _cut_of(parameter)) is not None:
+                parameter.masked_fill_(cut.removed.to(parameter.device), 0)
+
+
 def held(model: nn.Module) -> Tree:
     """The masks that `model` is held to: what a copy of it has to be held to again."""
-    masks: Tree = {}
-    for name, parameter in model.named_parameters():
-        for hook in (parameter._backward_hooks or {}).values():
-            if isinstance(hook, _Cut):
-                masks[name] = masks[name] & ~hook.removed if name in masks else ~hook.removed
-    return masks
+    cuts = {name: _cut_of(parameter) for name, parameter in model.named_parameters()}
+    return {name: ~cut.removed for name, cut in cuts.items() if cut is not None}
+
+
+def _cut_of(parameter: nn.Parameter) -> _Cut | None:
+    return next((hook for hook in (parameter._backward_hooks or {}).values() if isinstance(hook, _Cut)), None)
 
 
 def masks_of(model: nn.Module) -> Tree:
