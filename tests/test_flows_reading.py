@@ -90,9 +90,11 @@ def test_what_is_read_times_the_matrix_is_what_is_made(name: str) -> None:
         weight = parameters[reading.weight]
         met.append(reading.weight)
         assert reading.summed == (made.other is not None)
-        matrix, u = matrix_of(weight, reading), made.read
+        matrix, u = matrix_of(weight, reading), made.read()
         bias = 0 if reading.bias is None else parameters[reading.bias].view(matrix.shape[0], 1, -1)
         torch.testing.assert_close(u @ matrix + bias, made.rows(made.func(*made.args, **made.kwargs)))
+        some = torch.arange(made.positions)[1::2]
+        torch.testing.assert_close(made.read(some) @ matrix + bias, made.rows(made.func(*made.args, **made.kwargs), some))
         torch.testing.assert_close(weight_of(matrix, weight, reading), weight)
         before, change = made.rows(made.out.clone()), torch.randn_like(matrix)
         weight += weight_of(change, weight, reading)

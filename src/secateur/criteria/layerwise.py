@@ -72,7 +72,7 @@ class Felt(Readings):
         if len(self.pending) > before and y.requires_grad:
             made = self.pending.pop()
             with torch.no_grad():
-                u = plain(made.read)
+                u = plain(made.read())
                 add(self.gram, call, (u.mT @ u).double())
             self.rows[call] += u.shape[1]
             y.register_hook(lambda g: add(self.squares, call, made.rows(plain(g)).double().square().sum(1, keepdim=True)))

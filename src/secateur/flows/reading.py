@@ -9,17 +9,19 @@ summand lacks can be made up for, too.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .rules import Use, operator_of
 from .watch import Call, Watch
-from .ways import CONVOLUTIONS, Geometry, windows
+from .ways import CONVOLUTIONS, Geometry
 
 SUMS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 FACTORS = {"mul", "__mul__", "__rmul__", "multiply"}
@@ -66,16 +68,31 @@ class Made:
         return self.out if self.other is None else self.out + self.other
 
     @property
-    def read(self) -> Tensor:
-        """u."""
-        rows = matrix_read(self.use, self.reading.call, self.args, self.kwargs)
+    def positions(self) -> int:
+        """How many there are to choose from: of a convolution those of one image, else all rows."""
+        shape = self.out.shape
+        return math.prod(shape[2:]) if self.reading.call.operator in CONVOLUTIONS else shape.numel() // shape[self.axis]
+
+    @property
+    def axis(self) -> int:
+        ((_, axis),) = self.use.makes.items()
+        return axis
+
+    def read(self, some: Tensor | None = None) -> Tensor:
+        """u, at some of the positions only."""
+        rows = matrix_read(self.use, self.reading.call, self.args, self.kwargs, some)
         assert rows is not None  # it was, when the call was found
         return rows
 
-    def rows(self, y: Tensor) -> Tensor:
-        """A tensor like the output, as (groups, rows, outputs)."""
-        ((_, axis),) = self.use.makes.items()
-        return torch.unflatten(y.movedim(axis, -1).flatten(0, -2), 1, (self.reading.groups, -1)).movedim(1, 0)
+    def rows(self, y: Tensor, some: Tensor | None = None) -> Tensor:
+        """A tensor like the output, as (groups, rows, outputs), at some of the positions only."""
+        if self.reading.call.operator in CONVOLUTIONS:
+            y = y.flatten(2)
+            y = (y if some is None else y[:, :, some]).movedim(1, -1).flatten(0, -2)
+        else:
+            y = y.movedim(self.axis, -1).flatten(0, -2)
+            y = y if some is None else y[some]
+        return torch.unflatten(y, 1, (self.reading.groups, -1)).movedim(1, 0)
 
     def along(self, y: Tensor) -> Tensor:
         for func, args, kwargs in self.links:
@@ -90,7 +107,7 @@ class Made:
         """What the links multiply by: (groups, 1, outputs)."""
         like = self.out[:1]
         for axis in range(1, like.dim()):
-            like = like if axis == next(iter(self.use.makes.values())) % like.dim() else like.narrow(axis, 0, 1)
+            like = like if axis == self.axis % like.dim() else like.narrow(axis, 0, 1)
         return self.rows(self.along(torch.ones_like(like)) - self.along(torch.zeros_like(like)))[:, :1]
 
 
@@ -141,8 +158,7 @@ def links(made: Made, operator: str, args: tuple[Any, ...], kwargs: dict[str, An
         return False
     if not isinstance(args[1], Tensor):
         return isinstance(args[1], (int, float))
-    ((_, axis),) = made.use.makes.items()
-    return all(size == 1 or place - args[1].dim() == axis for place, size in enumerate(args[1].shape))
+    return all(size == 1 or place - args[1].dim() == made.axis for place, size in enumerate(args[1].shape))
 
 
 class Readings(Following):
@@ -210,7 +226,7 @@ class Halting(Following):
         made.out.copy_(made.again())
 
 
-def matrix_read(use: Use, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+def matrix_read(use: Use, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], some: Tensor | None = None) -> Tensor | None:
     """u, or None where there is no way to make it."""
     weight, x = use.weight, use.x
     if weight is None or x is None or len(use.makes) != 1 or len(use.reads) != 1:
@@ -218,18 +234,24 @@ def matrix_read(use: Use, call: Call, args: tuple[Any, ...], kwargs: dict[str, A
     ((dim, axis),) = use.reads.items()
     if call.operator in CONVOLUTIONS:
         how = CONVOLUTIONS[call.operator](*args, **kwargs)
-        return unfolded(x, weight, how) if how is not None and not how.transposed and x.dim() == weight.dim() else None
-    return x.movedim(axis, -1).flatten(0, -2)[None] if weight.dim() == 2 and x.shape[axis] == weight.shape[dim] else None
+        return unfolded(x, weight, how, some) if how is not None and not how.transposed and x.dim() == weight.dim() else None
+    if weight.dim() != 2 or x.shape[axis] != weight.shape[dim]:
+        return None
+    rows = x.movedim(axis, -1).flatten(0, -2)
+    return (rows if some is None else rows[some])[None]
 
 
-def unfolded(x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
+def unfolded(x: Tensor, weight: Tensor, how: Geometry, some: Tensor | None = None) -> Tensor:
     """The windows that the kernel sees: (groups, samples x positions, places of the kernel x channels of a group)."""
     sizes = weight.shape[2:]
-    spatial = zip(x.shape[2:], sizes, how.stride, how.padding, how.dilation)
-    positions = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in spatial]
-    last = x.movedim(1, -1).unsqueeze(1)
-    rows = torch.stack([part.clone() for part in windows(last, sizes, positions, how)(last)], 2)  # (samples, positions, places, the rest)
-    return torch.unflatten(rows.flatten(0, 1), -1, (-1, how.groups, weight.shape[1])).movedim(-2, 0).flatten(2)
+    view = F.pad(x, [p for padding in reversed(how.padding) for p in (padding, padding)])
+    for axis, (size, stride, dilation) in enumerate(zip(sizes, how.stride, how.dilation), 2):
+        view = view.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    view = view.movedim(1, -1)  # (samples, *positions, *places, channels)
+    positions = view.shape[1 : 1 + len(sizes)]
+    where = torch.arange(math.prod(positions), device=x.device) if some is None else some
+    view = view[(slice(None), *torch.unravel_index(where, positions))]
+    return torch.unflatten(view, -1, (how.groups, -1)).movedim(-2, 0).flatten(3).flatten(1, 2)
 
 
 def matrix_of(weight: Tensor, reading: Reading) -> Tensor:

@@ -38,6 +38,7 @@ from .lockstep import Run, running
 HELD = 5  # of so many samples of a batch, the last one is held out
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lambda, in mean eigenvalues of C_uu
 SOME = 8  # outputs that lambda is chosen by, where each is solved for itself
+ROWS = 2**16  # of positions that a fit looks at, drawn: neighbours say the same
 STILL = 1e-6  # an output of so small a factor, beside the largest, is left alone
 MEMORY = 2**28  # bytes of systems that are solved at once
 
@@ -197,20 +198,31 @@ class Met(NamedTuple):
 def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]]) -> Met:
     """Let all runs go on to the next halt."""
     met: Met | None = None
-    for one, other in zip(pruned, dense):
+    for number, (one, other) in enumerate(zip(pruned, dense)):
         made, wanted = one.on(), other.on()
         if made is None or wanted is None or made.reading != wanted.reading or (met and met.reading != made.reading):
             raise BadInput(
                 "The model calls its weights in another order for some inputs, or some of them not at all, so they cannot be fitted. "
                 "Choose repair='statistics'."
             )
-        u, r = made.read, made.rows(wanted.total - made.total)
+        some = drawn(made, ROWS // len(pruned), number)
+        u, r = made.read(some), made.rows(wanted.total - made.total, some)
         met = met or Met(made.reading, Sums.none(u, r), Sums.none(u, r), made.factor().double())
         cut = max(1, u.shape[1] * (HELD - 1) // HELD)
         met.train.add(u[:, :cut], r[:, :cut])
         met.held.add(u[:, cut:], r[:, cut:])
     assert met is not None  # there is a batch
     return met
+
+
+def drawn(made: Made, rows: int, number: int) -> Tensor | None:
+    """Positions, so many that there are about so many rows in this batch, or as many as make up the inputs; None: all."""
+    of_each = max(1, made.out.numel() // (made.out.shape[made.axis] * made.positions))  # samples that each position has
+    wanted = max(rows, 2 * made.use.weight.numel() // made.out.shape[made.axis]) // of_each + 1  # type: ignore[union-attr]
+    if wanted >= made.positions:
+        return None
+    chosen = torch.randperm(made.positions, generator=torch.Generator().manual_seed(number))[:wanted]
+    return chosen.sort().values.to(made.out.device)
 
 
 def refit(values: Tree, kept: Tree, met: Met) -> set[str]:
