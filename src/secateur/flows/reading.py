@@ -250,7 +250,8 @@ def unfolded(x: Tensor, weight: Tensor, how: Geometry, some: Tensor | None = Non
     view = view.movedim(1, -1)  # (samples, *positions, *places, channels)
     positions = view.shape[1 : 1 + len(sizes)]
     where = torch.arange(math.prod(positions), device=x.device) if some is None else some
-    view = view[(slice(None), *torch.unravel_index(where, positions))]
+    index: tuple[slice | Tensor, ...] = (slice(None), *torch.unravel_index(where, positions))
+    view = view[index]
     return torch.unflatten(view, -1, (how.groups, -1)).movedim(-2, 0).flatten(3).flatten(1, 2)
 
 
