@@ -1,99 +1,235 @@
-"""What repair keeps: networks that lost channels, straight, with batch norms re-estimated, and with least squares: docs/accuracy.md.
+"""What repair keeps: trained networks made smaller without training, by each criterion and repair, beside others: docs/accuracy.md.
 
-python benchmarks/accuracy.py --nets resnet20 dscnn --images 256      go on behind the last row, into benchmarks/results/accuracy.json
-python benchmarks/accuracy.py --table                                 rewrite docs/accuracy.md from the rows that are there
+python benchmarks/accuracy.py --cases resnet20-2:4 dscnn-2x    go on behind the last row, into benchmarks/results/accuracy.json
+python benchmarks/accuracy.py --table                          rewrite docs/accuracy.md from the rows that are there
 
-No weight is trained. Channels are chosen by gradient_activation per MAC; what is removed is a share of the MACs.
+Each row is measured in a process of its own, so that its peak of memory is its own.
 """
 
 from __future__ import annotations
 
+import json
+import resource
+import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean
 
 import torch
+from torch import nn
 
+import peers
 import results
 import secateur as sc
 from secateur.api import repaired
-from subjects import SUBJECTS, Setting, absent
+from secateur.structure.weights import Weights
+from subjects import SUBJECTS, Setting, Subject, absent
 
 ROWS = results.RESULTS / "accuracy.json"
-RATIOS = {"resnet20": (1.3, 1.5, 2.0), "resnet56": (1.3, 1.5, 2.0), "dscnn": (1.25, 1.5, 2.0)}  # so many times fewer MACs
-REPAIRS = ("none", "statistics", "least-squares")
 
 
-def measured(name: str, given: Setting, seed: int, kept: list[results.Row], made: results.Row) -> None:
-    subject = SUBJECTS[name](given)
-    number = min(given.images, subject.images)
-    known: results.Row = {"net": name, "seed": seed, "images": number, "test": subject.tested}
+@dataclass(frozen=True)
+class Case:
+    """A network that loses something; and what it should have left.
 
-    def missing(row: results.Row) -> bool:
-        return not any(results.same(old, row) for old in kept)
+    cut: so many times fewer MACs ("1.5x"), a share of the connections ("50%"), or n of every m ("2:4"). target: the score, or, below zero,
+    how far below the dense network at most.
+    """
 
-    def keep(row: results.Row) -> None:
-        kept.append({**made, **row})
-        results.write(ROWS, kept)
-        print(row, flush=True)
+    net: str
+    structure: str
+    cut: str
+    target: float
 
-    if missing(dense := {"net": name, "repair": "dense", "test": subject.tested}):
-        keep({**dense, "top1": round(subject.test(subject.model), 6)})
-    wanted = [(ratio, repair) for ratio in RATIOS[name] for repair in REPAIRS if subject.norms or repair != "statistics"]
-    wanted = [pair for pair in wanted if missing({**known, "ratio": pair[0], "repair": pair[1]})]
-    if not wanted:
-        return
-    data, structure = subject.calibration(seed, number), subject.structures["channels"]
-    scores = sc.merge(sc.measure(sc.Task(subject.model, data, subject.loss, seed), structure, "gradient_activation"))
-    for ratio, repair in wanted:
-        plan = sc.select(scores, structure, 1 - 1 / ratio, "macs", "per-mac")
-        small, start = sc.shrink(subject.model, plan), time.perf_counter()
-        small = repaired(small, subject.model, data, plan, None if repair == "none" else repair)
-        seconds = time.perf_counter() - start
-        keep({**known, "ratio": ratio, "repair": repair, "top1": round(subject.test(small), 6), "seconds": round(seconds, 2)})
+    @property
+    def name(self) -> str:
+        return f"{self.net}-{self.cut}"
+
+
+TARGETS = {
+    ("resnet56", "channels"): {"1.3x": 0.931, "1.5x": 0.928, "2x": 0.910},
+    ("resnet56", "connections"): {"50%": 0.933, "80%": 0.926, "90%": 0.900},
+    ("resnet20", "connections"): {"2:4": 0.910, "50%": 0, "80%": 0, "90%": 0},
+    ("resnet20", "channels"): {"1.3x": 0, "1.5x": 0, "2x": 0},
+    ("dscnn", "channels"): {"2x": -0.01},
+    ("minilm", "heads and feed-forward"): {"1.5x": -0.02, "2x": -0.05},
+    ("minilm", "connections"): {"50%": -0.01, "2:4": -0.02},
+}
+CASES = {case.name: case for pair, cuts in TARGETS.items() for case in (Case(*pair, cut, target) for cut, target in cuts.items())}
+BEST = {  # structure -> criterion and scope
+    "channels": ("gradient_activation", "per-mac"),
+    "heads and feed-forward": ("output_mse", "per-mac"),
+    "connections": ("exact_obs", "global"),
+}
+
+
+def by(criterion: str | None, repair: str | None) -> Callable[[Subject, Case, Setting, int], nn.Module]:
+    """Of ours: a criterion (None: the best one) and a repair."""
+
+    def way(subject: Subject, case: Case, given: Setting, seed: int) -> nn.Module:
+        chosen, scope = BEST[case.structure] if criterion is None else (criterion, "global" if criterion == "random" else "layer")
+        if criterion == "magnitude" and case.structure == "connections":
+            scope = "global"
+        data, structure = subject.calibration(seed, given.images), structure_of(subject, case)
+        scores = sc.merge(sc.measure(sc.Task(subject.model, data, subject.loss, seed), structure, chosen))
+        plan = sc.select(scores, structure, scope=scope, **amount(case)) if ":" not in case.cut else sc.select(scores, structure)
+        return repaired(sc.shrink(subject.model, plan), subject.model, data, plan, repair)
+
+    return way
+
+
+def structure_of(subject: Subject, case: Case) -> sc.Structure:
+    if ":" in case.cut:
+        n, m = (int(part) for part in case.cut.split(":"))
+        return sc.n_of_m(subject.model, n, m, subject.example)
+    if case.structure == "heads and feed-forward":
+        return sc.channels(subject.model, subject.example, exact=True, units=("head", "channel"))
+    structure = sc.weights(subject.model, subject.example) if case.structure == "connections" else subject.structures[case.structure]
+    if isinstance(structure, Weights):  # without embeddings, which multiply nothing
+        structure = replace(structure, groups={name: group for name, group in structure.groups.items() if structure.uses.get(name)})
+    return structure
+
+
+def amount(case: Case) -> dict[str, object]:
+    if case.cut.endswith("x"):
+        return {"amount": 1 - left(case), "of": "macs"}
+    return {"amount": 1 - left(case), "of": "units"}
+
+
+def left(case: Case) -> float:
+    return 1 / float(case.cut[:-1]) if case.cut.endswith("x") else 1 - float(case.cut[:-1]) / 100
+
+
+def torch_pruning(how: str, subject: Subject, case: Case, given: Setting, seed: int) -> nn.Module:
+    data = subject.calibration(seed, given.images)
+    return peers.torch_pruning(subject.model, subject.example, data, subject.loss, left(case), how)  # type: ignore[arg-type]
+
+
+def unstructured(subject: Subject, case: Case, given: Setting, seed: int) -> nn.Module:
+    return peers.global_unstructured(subject.model, subject.calibration(seed, given.images), 1 - left(case))  # type: ignore[arg-type]
+
+
+def everywhere(case: Case) -> bool:
+    return True
+
+
+WAYS: dict[str, tuple[Callable[[Subject, Case, Setting, int], nn.Module], Callable[[Case], bool]]] = {  # and where each can be had
+    "least squares": (by(None, "least-squares"), everywhere),
+    "re-estimated": (by(None, "statistics"), lambda case: case.net != "minilm"),
+    "no repair": (by(None, None), everywhere),
+    "magnitude": (by("magnitude", "statistics"), everywhere),
+    "magnitude, least squares": (by("magnitude", "least-squares"), everywhere),
+    "random": (by("random", "statistics"), everywhere),
+    "Torch-Pruning, Taylor": (partial(torch_pruning, "taylor"), lambda case: case.structure == "channels" and "resnet" in case.net),
+    "Torch-Pruning, magnitude": (partial(torch_pruning, "magnitude"), lambda case: case.structure == "channels" and "resnet" in case.net),
+    "torch.nn.utils.prune": (unstructured, lambda case: case.structure == "connections" and case.cut.endswith("%")),
+}
+
+
+def row(subject: Subject, case: Case, way: str, given: Setting, seed: int) -> results.Row:
+    """In a process of its own."""
+    torch.manual_seed(seed)
+    start = time.perf_counter()
+    small = WAYS[way][0](subject, case, given, seed)
+    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"score": round(subject.test(small), 6), "seconds": round(seconds, 1), "MiB": round(peak)}
 
 
 def page(rows: list[results.Row]) -> str:
     parts = [
         "# What repair keeps",
-        "Written by `python benchmarks/accuracy.py`; rows in `benchmarks/results/accuracy.json`. Channels of trained networks (of the "
-        "residual ones those inside blocks) are removed by `gradient_activation` per MAC; no weight is trained, and no label is used but "
-        "for that choice. Top-1 in %, on data that nothing was chosen by (CIFAR-10: test images; keyword spotting: clips), and the "
-        "seconds that the repair took. *statistics*: batch norms re-estimated by the difference to the dense network; *least-squares*: "
-        "weights that read what was removed, fitted to what they made. One sample of data each.",
+        "Written by `python benchmarks/accuracy.py`; rows in `benchmarks/results/accuracy.json`. Trained networks lose channels (of the "
+        "residual ones those inside blocks), heads and inner channels of feed-forward parts, or connections (of what multiplies "
+        "something). No weight is trained. Top-1 in %; of MiniLM the rank correlation on STS-B, times 100; on data that nothing was "
+        "chosen by (CIFAR-10: test images). Several samples of data to calibrate on: mean ± half the range. Beside it the seconds from "
+        "the trained network to the smaller one, and the peak of memory of the process.\n\n"
+        "*least squares*, *re-estimated*, *no repair*: chosen by `gradient_activation` per MAC (channels), `output_mse` per MAC (heads "
+        'and feed-forward), `exact_obs` (connections); then `repair=` "least-squares", "statistics", None. *magnitude* (of channels by '
+        "layer), *random* and what others choose: batch norms re-estimated, where there are any.",
     ]
-    for name in RATIOS:
-        mine = [row for row in rows if row["net"] == name]
-        if not mine:
+    for case in CASES.values():
+        mine = [row for row in rows if row["case"] == case.name and "way" in row]
+        dense = next((row["score"] for row in rows if row["case"] == case.net), None)
+        if not mine or dense is None:
             continue
-        top = {(row.get("ratio"), row["repair"]): f"{results.percent(row['top1'])}" for row in mine}
-        timed = [row for row in mine if row["repair"] != "none" and "seconds" in row]
-        took = {(row.get("ratio"), row["repair"]): f" ({row['seconds']:.0f} s)" for row in timed}
-        about = next(row for row in mine if "images" in row)
+        assert isinstance(dense, float)
+        goal = f" Asked for: {results.percent(case.target if case.target > 0 else dense + case.target)}." if case.target else ""
+        about = max(mine, key=lambda row: int(str(row["images"])))
+        saved = " fewer MACs" if case.cut.endswith("x") else ""
         parts.append(
-            f"## {name}\n\nDense: {top[None, 'dense']}. Calibrated on {about['images']:,} samples, tested on {about['test']:,}. "
-            f"Commit: {about['commit']}. Seed: {about['seed']}. Machine: {about['machine']}."
+            f"## {case.net}, {case.structure}, {case.cut}{saved}\n\nDense: {results.percent(dense)}.{goal} Calibrated on "
+            f"{about['images']:,} samples, tested on {about['test']:,}. Commit: {about['commit']}. Machine: {about['machine']}."
         )
-        cells = {pair: figure + took.get(pair, "") for pair, figure in top.items()}
-        lines = [[f"{ratio:g}x fewer MACs", *(cells.get((ratio, how), "") for how in REPAIRS)] for ratio in RATIOS[name]]
-        parts.append(results.table(("", *REPAIRS), lines))
+        lines = [line(way, [row for row in mine if row["way"] == way]) for way in WAYS if any(row["way"] == way for row in mine)]
+        parts.append(results.table(("", "score", "samples", "seconds", "MiB"), lines))
+        lacking = [way for way, (_, where) in WAYS.items() if where(case) and not any(row["way"] == way for row in mine)]
+        if lacking:
+            parts.append(f"Not run yet: {', '.join(lacking)}.")
+    never = [case.name for case in CASES.values() if not any(row["case"] == case.name for row in rows)]
+    if never:
+        parts.append(f"Not run yet: {', '.join(never)}.")
     return "\n\n".join(parts) + "\n"
 
 
+def line(way: str, rows: list[results.Row]) -> list[str]:
+    scores, seconds, peaks = ([float(str(row[key])) for row in rows] for key in ("score", "seconds", "MiB"))
+    spread = f" ± {50 * (max(scores) - min(scores)):.2f}" if len(scores) > 1 else ""
+    return [way, f"{100 * mean(scores):.2f}{spread}", f"{len(scores)}", f"{mean(seconds):.0f}", f"{mean(peaks):,.0f}"]
+
+
 def main() -> int:
-    parser = results.options(__doc__, data=results.DATA, images=1024, test=5000, seed=0, threads=2)
-    parser.add_argument("--nets", nargs="+", choices=RATIOS, default=["resnet20", "dscnn"])
+    parser = results.options(__doc__, data=results.DATA, images=1024, test=10_000, seeds=1, threads=2)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--table", action="store_true", help="only rewrite docs/accuracy.md")
+    parser.add_argument("--one", nargs=3, metavar=("CASE", "WAY", "SEED"), help="measure this one, and print it")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    setting = Setting(given.data, images=given.images, test=given.test)
+    if given.one:
+        name, way, seed = given.one
+        subject = SUBJECTS[(CASES[name].net if name in CASES else name)](setting)
+        about: results.Row = {"case": name, "test": subject.tested}
+        if way == "dense":
+            print(json.dumps({**about, "score": round(subject.test(subject.model), 6)}))
+            return 0
+        about |= {"way": way, "seed": int(seed), "images": min(given.images, subject.images)}
+        print(json.dumps({**about, **row(subject, CASES[name], way, setting, int(seed))}))
+        return 0
     rows = results.read(ROWS)
-    for name in () if given.table else given.nets:
-        if why := absent(name, given.data):
-            print(f"{name} is left out: {why}", file=sys.stderr)
-            continue
-        setting = Setting(given.data, images=given.images, test=given.test)
-        measured(name, setting, given.seed, rows, {"commit": results.commit(), "machine": results.machine()})
+    if not given.table:
+        wanted = [(CASES[name].net, "dense", 0) for name in given.cases]
+        wanted += [
+            (name, way, seed) for seed in range(given.seeds) for way in given.ways for name in given.cases if WAYS[way][1](CASES[name])
+        ]
+        for name, way, seed in wanted:
+            measured(name, way, seed, given.data, given.images, given.test, given.threads, rows)
     results.write_text(results.DOCS / "accuracy.md", page(rows))
     return 0
+
+
+def measured(name: str, way: str, seed: int, data: Path, images: int, test: int, threads: int, rows: list[results.Row]) -> None:
+    """The row, if it is not there, from a process of its own."""
+    net = CASES[name].net if name in CASES else name
+    case: results.Row = {"case": name} if way == "dense" else {"case": name, "way": way, "seed": seed}
+    if any(results.same(old, case) for old in rows):
+        return
+    if why := absent(net, data):
+        print(f"{name} is left out: {why}", file=sys.stderr)
+        return
+    words = ["--data", str(data), "--images", str(images), "--test", str(test), "--threads", str(threads), "--one", name, way, str(seed)]
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
+    if done.returncode:
+        print(f"{name}, {way}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return
+    found = {**results.origin(), **json.loads(done.stdout.splitlines()[-1])}
+    rows.append(found)
+    results.write(ROWS, rows)
+    print(found, flush=True)
 
 
 if __name__ == "__main__":

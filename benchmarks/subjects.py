@@ -49,6 +49,7 @@ class Subject:
     test: Callable[[nn.Module], float]
     images: int
     tested: int
+    example: object = None
 
     @property
     def norms(self) -> bool:
@@ -101,7 +102,7 @@ def residual(name: str, depth: int, given: Setting) -> Subject:
 
     structures = {"channels": channels_of(model, example, inner=True), "connections": sc.weights(model, example)}
     held_out = top1(last(batched(test[0], test[1], 1000, given.device)))
-    return Subject(name, model.to(given.device), structures, cross_entropy, calibration, held_out, given.images, len(test[1]))
+    return Subject(name, model.to(given.device), structures, cross_entropy, calibration, held_out, given.images, len(test[1]), example)
 
 
 def keywords(name: str, given: Setting) -> Subject:
@@ -119,7 +120,7 @@ def keywords(name: str, given: Setting) -> Subject:
 
     structures = {"channels": sc.channels(model, x[:1]), "connections": sc.weights(model, x[:1])}
     held_out = top1(last(batched(x[test], y[test], 1000, given.device)))
-    return Subject(name, model.to(given.device), structures, cross_entropy, calibration, held_out, number, len(test))
+    return Subject(name, model.to(given.device), structures, cross_entropy, calibration, held_out, number, len(test), x[:1])
 
 
 def sentences(name: str, given: Setting) -> Subject:
@@ -142,7 +143,7 @@ def sentences(name: str, given: Setting) -> Subject:
         "heads": sc.channels(model, example, exact=True, units=("head",)),
         "feed-forward": sc.channels(model, example, exact=True, units=("channel",)),
     }
-    return Subject(name, model.to(given.device), structures, squared_error, calibration, likeness, number, tested)
+    return Subject(name, model.to(given.device), structures, squared_error, calibration, likeness, number, tested, example)
 
 
 SUBJECTS: dict[str, Callable[[Setting], Subject]] = {

@@ -23,7 +23,8 @@ from ..tree import Scores, Tree
 from .removal import in_order, increases, remove
 from .unlabelled import Projection, along_signs
 
-MEMORY = 2**27  # bytes of inverses that are updated at a time
+MEMORY = 2**25  # bytes of inverses that are updated at a time
+COARSE = 128  # connections go one by one up to twice so many inputs, else in about so many steps
 
 
 def exact_obs(task: Task, structure: Structure, damping: float = 1e-2, projection: Projection = along_signs) -> Iterator[Scores]:
@@ -130,9 +131,10 @@ def of_weight(layer: Layer, group: Group) -> Tensor:
     w = torch.unflatten(padded(w, 2, 1, high), 2, (-1, high)).movedim(2, 1)  # (groups, bundles of outputs, inputs, outputs)
     some = max(1, MEMORY // (8 * w.shape[2] ** 2))
     stay = (group.run.n, group.run.m) if group.run else None
+    together = max(1, w.shape[2] // wide // COARSE)
     which = torch.arange(len(w), device=w.device).repeat_interleave(w.shape[1])
     parts = zip(torch.split(w.flatten(0, 1), some), torch.split(which, some))
-    found = torch.cat([in_order(part, inverse[index], wide, stay) for part, index in parts])
+    found = torch.cat([in_order(part, inverse[index], wide, stay, together) for part, index in parts])
     return weight_of(torch.unflatten(found, 0, w.shape[:2]).mT, torch.empty(group.shape), layer.reading)
 
 

@@ -14,38 +14,48 @@ from torch import Tensor
 SHRINK = 0.75  # inverses are made smaller when so much of them is left
 
 
-def in_order(w: Tensor, inverse: Tensor, size: int = 1, stay: tuple[int, int] | None = None) -> Tensor:
+def in_order(w: Tensor, inverse: Tensor, size: int = 1, stay: tuple[int, int] | None = None, together: int = 1) -> Tensor:
     """Increases, in the order of removal never falling, as each problem loses one unit after the other: (problems, units).
 
     w: (problems, inputs, outputs), inverse: (problems, inputs, inputs). A unit is `size` consecutive inputs. stay: (n, m), of every m
-    consecutive units n stay until all others have gone.
+    consecutive units n stay until all others have gone. together: so many go at a time, those that cost least one by one; what is left
+    makes up for all of them, and they cost what they did before. That takes far less time where there are many units.
     """
     problems, units = len(w), w.shape[1] // size
     w, inverse = w.clone(), inverse.clone()
-    scores, worst = w.new_zeros(problems, units), w.new_zeros(problems)
+    scores, worst = w.new_zeros(problems, units), w.new_zeros(problems, 1)
     place = torch.arange(units, device=w.device).expand(problems, units)  # where those that are left were
-    gone, all_ = torch.zeros_like(scores, dtype=torch.bool), torch.arange(problems, device=w.device)
+    gone, problem = torch.zeros_like(scores, dtype=torch.bool), torch.arange(problems, device=w.device)[:, None]
     rows = torch.arange(size, device=w.device)
-    runs = -(-units // stay[1]) if stay else 1
-    lost = torch.zeros(problems, runs, dtype=torch.long, device=w.device)
-    for removed in range(units):
+    removed = 0
+    while removed < units:
         if units - removed < SHRINK * gone.shape[1]:
             left = (~gone).nonzero()[:, 1].view(problems, -1)
             place, gone = place.gather(1, left), gone.gather(1, left)
             left = (left[:, :, None] * size + rows).flatten(1)
-            w, inverse = w[all_[:, None], left], inverse[all_[:, None, None], left[:, :, None], left[:, None, :]]
-        barred = gone
-        if stay is not None and removed < runs * (stay[1] - stay[0]):
-            barred = gone | (lost.gather(1, place // stay[1]) == stay[1] - stay[0])
-        increase = increases(w, inverse, size).masked_fill(barred, torch.inf)
-        least, at = increase.min(1)
-        worst = torch.maximum(worst, least)
-        scores[all_, place[all_, at]] = worst
-        gone[all_, at] = True
-        if stay is not None:
-            lost[all_, place[all_, at] // stay[1]] += 1
-        remove(w, inverse, at[:, None] * size + rows)
+            w, inverse = w[problem, left], inverse[problem[..., None], left[:, :, None], left[:, None, :]]
+        increase = increases(w, inverse, size).masked_fill(gone, torch.inf)
+        if stay is not None and removed < units // stay[1] * (stay[1] - stay[0]):
+            increase = of_runs(increase, place, units, stay)
+        some = min(together, int(increase.isfinite().sum(1).min()))
+        least, at = increase.topk(some, largest=False)
+        worst = torch.cat([worst, least], 1).cummax(1).values[:, 1:]
+        scores[problem, place.gather(1, at)] = worst
+        worst = worst[:, -1:]
+        gone[problem, at] = True
+        removed += some
+        remove(w, inverse, (at[:, :, None] * size + rows).flatten(1))
     return scores
+
+
+def of_runs(increase: Tensor, place: Tensor, units: int, stay: tuple[int, int]) -> Tensor:
+    """Infinity for all but the cheapest unit of each run that may still lose one."""
+    run, runs = place // stay[1], units // stay[1]
+    there = increase.isfinite().long()
+    number = torch.zeros(len(run), runs, dtype=torch.long, device=run.device).scatter_add(1, run, there)
+    lowest = increase.new_full((len(run), runs), torch.inf).scatter_reduce(1, run, increase, "amin")
+    may = (number.gather(1, run) > stay[0]) & (increase == lowest.gather(1, run))
+    return increase.masked_fill(~may, torch.inf)
 
 
 def increases(w: Tensor, inverse: Tensor, size: int) -> Tensor:
