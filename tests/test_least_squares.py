@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 import secateur as sc
 from cases import Net
+from secateur.api import structure_of
 from secateur.errors import BadInput
 from secateur.repair import least_squares
-from secateur.repair.least_squares import Sums, fitted, solved
-from secateur.surgery import with_values
+from secateur.repair.least_squares import HELD_BY_A_RUN, Sums, fitted, solved
+from secateur.surgery import masks, with_values
 
 
 def conv(a: int, b: int, **words: object) -> nn.Module:
@@ -144,7 +145,7 @@ def test_systems_are_solved_over_what_each_output_keeps(outputs: str) -> None:
         index = kept[group, :, output].nonzero().flatten()
         expected[group, index, output] = torch.linalg.solve(a[group][index][:, index], b[group, index, output])
     torch.testing.assert_close(solved(a, b, kept), expected)
-    with mock.patch("secateur.repair.least_squares.MEMORY", 1):  # one at a time
+    with mock.patch("secateur.repair.least_squares.SYSTEMS", 1):  # one at a time
         torch.testing.assert_close(solved(a, b, kept), expected)
 
 
@@ -161,3 +162,63 @@ def test_prune_repairs_by_least_squares() -> None:
     assert errors["least-squares"] < min(errors["statistics"], errors[None])  # type: ignore[type-var]
     with pytest.raises(BadInput, match="There is no repair 'lsq'"):
         sc.prune(model, x[:2], labelled, loss, amount=0.4, repair="lsq")
+
+
+def test_of_much_data_only_the_first_batches_are_looked_at() -> None:
+    model, data, x = made("convolutions")
+    plan, asked = planned(model, x), list[int]()
+
+    class Endless:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            for number in itertools.count():
+                asked.append(number)
+                yield data[number % len(data)]
+
+    large = 8 * 8 * (8 + 3) * 36 * HELD_BY_A_RUN  # of a batch of eight images: eight channels are read, three made
+    values = least_squares(model, plan, Endless(), memory=3 * large)
+    assert max(asked) == 2
+    for name, value in least_squares(model, plan, data[:3]).items():
+        torch.testing.assert_close(values[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("structure", ["weights", "2:4", "1x2", "layers"])
+def test_whatever_left_is_made_up_for(structure: str) -> None:
+    model, data, x = made("residual" if structure == "layers" else "convolutions")
+    if structure == "layers":
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), *(Residual() for _ in range(3)), nn.Linear(8, 3)).double().eval()
+        x = torch.randn(40, 5, dtype=torch.float64)
+        data = [(part, torch.zeros(len(part))) for part in x.split(8)]
+    found = structure_of(model, x[:2], structure)
+    chance = torch.Generator().manual_seed(1)
+    scores = {name: torch.rand(group.shape, generator=chance) for name, group in found.groups.items()}
+    plan = sc.select(scores, found) if ":" in structure else sc.select(scores, found, 0.5)
+    values = least_squares(model, plan, data)
+    repaired = sc.shrink(with_values(model, values), plan)
+    assert error(repaired, model, x) < 0.9 * error(sc.shrink(model, plan), model, x)
+    for name, kept in masks(plan).items():
+        assert not values.get(name, torch.zeros(kept.shape))[~kept].any()
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.a(x).tanh())
+
+
+def test_a_model_that_goes_another_way_is_refused() -> None:
+    model = Net(lambda n, x: n.c(n.b(x) if x.sum() > 0 else n.a(x)), a=nn.Linear(5, 8), b=nn.Linear(5, 8), c=nn.Linear(8, 3)).double()
+    plan = sc.select({name: torch.rand(group.shape) for name, group in sc.weights(model).groups.items()}, sc.weights(model), 0.5)
+    with pytest.raises(BadInput, match="in another order for some inputs"):
+        least_squares(model, plan, [(sign * torch.ones(4, 5).double(), torch.zeros(4)) for sign in (1, -1)])
+
+
+def test_what_is_not_finite_is_said() -> None:
+    model, data, x = made("linear")
+    plan = planned(model, x)
+    data[1][0][0, 0] = float("inf")
+    with pytest.raises(BadInput, match=r"What 0\.weight reads or makes is not finite"):
+        least_squares(model, plan, data)

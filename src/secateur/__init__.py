@@ -18,7 +18,7 @@ from .measure import measure
 from .optimizers import rebind
 from .plan import Plan
 from .rates import RATES
-from .repair import reestimate
+from .repair import least_squares, reestimate
 from .rounds import Round, rounds
 from .schedule import SCHEDULES
 from .scope import SCOPES, per
@@ -26,7 +26,7 @@ from .select import select, select_each
 from .sensitivity import Collector, Sensitivity, merge
 from .sensitivity_file import read_sensitivity, write_sensitivity
 from .structure import Group, Structure, as_graph, blocks, layers, n_of_m, rule, weights
-from .surgery import hold, mask, shrink
+from .surgery import hold, mask, shrink, with_values
 from .table import Table
 from .task import Task
 from .version import __version__ as __version__
@@ -73,6 +73,7 @@ __all__ = [
     "gradual",
     "hold",
     "layers",
+    "least_squares",
     "load",
     "mask",
     "measure",
@@ -92,5 +93,6 @@ __all__ = [
     "select_each",
     "shrink",
     "weights",
+    "with_values",
     "write_sensitivity",
 ]

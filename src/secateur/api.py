@@ -79,7 +79,7 @@ def prune(
     exact: bool = False,
     units: Collection[str] | None = None,
     as_graph: bool = False,
-    repair: str | None = "statistics",
+    repair: str | None = "least-squares",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Pruned:
@@ -105,8 +105,9 @@ def prune(
     exact: leave groups alone whose removal is only approximately the same as zeroing.
     units: the kinds of units that may go ("channel", "head", "head dimension", ...); None: all, and of attention whole heads only.
     as_graph: prune the model as an exported graph, in which sizes follow that are written in its code; what comes back is that graph.
-    repair: "statistics" re-estimates batch norms on the inputs in `data`, by the difference to the dense model; "least-squares" fits the
-        weights that read what was removed, so that they make what they made; None leaves all as it is.
+    repair: "least-squares" fits what is left of the weights, so that they make what they made in the dense model, on as many of the
+        batches as fit in 2 GiB of activations; "statistics" re-estimates batch norms only, by the difference to the dense model, in a
+        tenth of the time; None leaves all as it is. None of them looks at labels.
     Raises the errors of the stages: BadInput, BadLoss, NothingToPrune, BudgetUnreachable.
     """
     if curves is not None and (threshold is not None or scope != "global"):
@@ -228,19 +229,21 @@ STRUCTURES: dict[str, Callable[[nn.Module, object, bool, Collection[str] | None]
 }
 
 
-def repaired(pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan: Plan, repair: str | None) -> nn.Module:
+def repaired(
+    pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan: Plan, repair: str | None, progress: Progress | None = None
+) -> nn.Module:
     """`pruned`, the shrunk model, with what is left adjusted."""
     if repair not in REPAIRS:
         raise BadInput(f"There is no repair {repair!r}. Choose {', '.join(repr(name) for name in REPAIRS if name)} or None.")
-    return REPAIRS[repair](pruned, dense, data, plan)
+    return REPAIRS[repair](pruned, dense, data, plan, progress)
 
 
-def refitted(pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan: Plan) -> nn.Module:
-    return shrink(with_values(dense, least_squares(dense, plan, data)), plan)
+def refitted(pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan: Plan, progress: Progress | None) -> nn.Module:
+    return shrink(with_values(dense, least_squares(dense, plan, data, progress=progress)), plan)
 
 
-REPAIRS: dict[str | None, Callable[[nn.Module, nn.Module, Iterable[object], Plan], nn.Module]] = {
-    "statistics": reestimate,
+REPAIRS: dict[str | None, Callable[[nn.Module, nn.Module, Iterable[object], Plan, Progress | None], nn.Module]] = {
     "least-squares": refitted,
-    None: lambda pruned, dense, data, plan: pruned,
+    "statistics": lambda pruned, dense, data, plan, _: reestimate(pruned, dense, data, plan),
+    None: lambda pruned, *_: pruned,
 }

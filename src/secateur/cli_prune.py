@@ -103,8 +103,7 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
     now = shrink(given.model, plan)
     models = {"dense": given.dense, "pruned": now}
     if asked.repair != "none":
-        bar("re-estimating batch norms")
-        models["repaired"] = now = repaired(now, given.model, given.measuring(asked), plan, asked.repair)
+        models["repaired"] = now = repaired(now, given.model, given.measuring(asked), plan, asked.repair, bar("repairing"))
     history: list[dict[str, float]] = []
     if asked.tune:
         done = tuned(asked, given, now, plan, None, bar("fine-tuning"))

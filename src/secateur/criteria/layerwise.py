@@ -24,6 +24,7 @@ from .removal import in_order, increases, remove
 from .unlabelled import Projection, along_signs
 
 MEMORY = 2**25  # bytes of inverses that are updated at a time
+EACH = 2**13  # rows of a batch that A is told from, drawn: neighbours say the same
 COARSE = 128  # connections go one by one up to twice so many inputs, else in about so many steps
 
 
@@ -63,6 +64,7 @@ class Felt(Readings):
 
     def __init__(self, wanted: dict[str, set[int] | None]) -> None:
         super().__init__(wanted)
+        self.batch = 0
         self.rows: Counter[Call] = Counter()
         self.gram: dict[Call, Tensor] = {}
         self.squares: dict[Call, Tensor] = {}
@@ -73,9 +75,10 @@ class Felt(Readings):
         if len(self.pending) > before and y.requires_grad:
             made = self.pending.pop()
             with torch.no_grad():
-                u = plain(made.read())
-                add(self.gram, call, (u.mT @ u).double())
-            self.rows[call] += u.shape[1]
+                some = made.drawn(EACH, self.batch)
+                u = plain(made.read(some)).double()
+                add(self.gram, call, u.mT @ u * (1 if some is None else made.positions / len(some)))
+            self.rows[call] += y.numel() // y.shape[made.axis]
             y.register_hook(lambda g: add(self.squares, call, made.rows(plain(g)).double().square().sum(1, keepdim=True)))
         return y
 
@@ -90,6 +93,7 @@ def seen(task: Task, names: set[str], damping: float, projection: Projection) ->
     for number, batch in enumerate(task.batches()):
         total += sliceable(batch)
         felt.calls.clear()
+        felt.batch = number
         drawn = replace(task, loss=lambda outputs, _, number=number: projection(outputs, task.chance(number)))  # type: ignore[misc]
         value, leaves = drawn.loss_on(*batch, number, around=felt.on)
         with derived(number):

@@ -24,6 +24,7 @@ from .watch import Call, Watch
 from .ways import CONVOLUTIONS, Geometry
 
 SUMS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
+ROWS = 2**16  # of positions that a matrix is fitted on, drawn: neighbours say the same
 FACTORS = {"mul", "__mul__", "__rmul__", "multiply"}
 
 
@@ -77,6 +78,17 @@ class Made:
     def axis(self) -> int:
         ((_, axis),) = self.use.makes.items()
         return axis
+
+    def drawn(self, rows: int, seed: int) -> Tensor | None:
+        """Positions that make up about so many rows, or twice as many as there are inputs; None: all."""
+        shape, weight = self.out.shape, self.use.weight
+        assert weight is not None
+        of_each = max(1, shape.numel() // (shape[self.axis] * self.positions))  # rows that a position has
+        wanted = max(rows, 2 * weight.numel() // shape[self.axis]) // of_each + 1
+        if wanted >= self.positions:
+            return None
+        chosen = torch.randperm(self.positions, generator=torch.Generator().manual_seed(seed))[:wanted]
+        return chosen.sort().values.to(self.out.device)
 
     def read(self, some: Tensor | None = None) -> Tensor:
         """u, at some of the positions only."""
@@ -169,6 +181,7 @@ class Readings(Following):
         self.wanted = wanted
         self.found: dict[Call, Reading] = {}
         self.met: Counter[str] = Counter()
+        self.largest = 1  # bytes that a call reads and makes
 
     def meets(self, use: Use, call: Call, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if call.operator == "batch_norm":
@@ -178,6 +191,7 @@ class Readings(Following):
         if name is None:
             return y
         self.met[name] += 1
+        self.largest = max(self.largest, sum(value.numel() * value.element_size() for value in (use.x, y) if value is not None))
         along = self.wanted.get(name, set())
         reads = set(use.reads) if along is None else along & use.reads.keys()
         matrix = matrix_read(use, call, args, kwargs) if reads else None

@@ -20,13 +20,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
-from ..flows.reading import Halting, Made, Reading, Readings, matrix_of, weight_of
+from ..flows.reading import ROWS, Halting, Made, Reading, Readings, matrix_of, weight_of
 from ..flows.watch import Call
 from ..plan import Plan
 from ..structure.cut import twin
@@ -38,9 +39,10 @@ from .lockstep import Run, running
 HELD = 5  # of so many samples of a batch, the last one is held out
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lambda, in mean eigenvalues of C_uu
 SOME = 8  # outputs that lambda is chosen by, where each is solved for itself
-ROWS = 2**16  # of positions that a fit looks at, drawn: neighbours say the same
 STILL = 1e-6  # an output of so small a factor, beside the largest, is left alone
-MEMORY = 2**28  # bytes of systems that are solved at once
+SYSTEMS = 2**28  # bytes of systems that are solved at once
+MEMORY = 2**31  # bytes of activations of all batches that are looked at
+HELD_BY_A_RUN = 6  # times the largest input and output of a call: of two models what comes in, what goes out, and what waits to be added
 
 
 @dataclass
@@ -58,10 +60,10 @@ class Sums:
         return Sums(*(torch.zeros(shape, dtype=torch.float64, device=u.device) for shape in shapes))
 
     def add(self, u: Tensor, r: Tensor) -> None:
-        one = torch.cat([u, torch.ones_like(u[..., :1])], -1)
-        self.gram += (one.mT @ one).double()
-        self.cross += (one.mT @ r).double()
-        self.square += r.double().square().sum(1)
+        one, r = torch.cat([u, torch.ones_like(u[..., :1])], -1).double(), r.double()
+        self.gram += one.mT @ one
+        self.cross += one.mT @ r
+        self.square += r.square().sum(1)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(self.gram + other.gram, self.cross + other.cross, self.square + other.square)
@@ -117,7 +119,7 @@ def solved(a: Tensor, b: Tensor, kept: Tensor) -> Tensor:
     """A^-1 b over the inputs that each output keeps; zero elsewhere. a: (groups, inputs, inputs), b, kept: (groups, inputs, outputs)."""
     if alike(kept):
         return one_system(a, b, kept.any(2)) * kept
-    some = max(1, MEMORY // (8 * a.numel()))
+    some = max(1, SYSTEMS // (8 * a.numel()))
     fewest = kept.sum((0, 1)).argsort()  # those that keep as many are solved together
     systems = zip(torch.split(b.movedim(2, 0)[fewest], some), torch.split(kept.movedim(2, 0)[fewest], some))
     found = torch.cat([one_system(a, values[..., None], part)[..., 0] for values, part in systems])
@@ -137,13 +139,19 @@ def one_system(a: Tensor, b: Tensor, kept: Tensor) -> Tensor:
 
 
 def least_squares(
-    model: nn.Module, plan: Plan, data: Iterable[object], every: bool = True, progress: Callable[[int, int | None], None] | None = None
+    model: nn.Module,
+    plan: Plan,
+    data: Iterable[object],
+    every: bool = True,
+    memory: int = MEMORY,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Tree:
     """New values of the weights of `model` after this plan, and of biases and running means: `with_values` takes them.
 
     Fitted are the weights of linear layers, of matrix products and of convolutions (in groups, too), each called once in a run. Others
     stay: transposed convolutions, recurrent layers, and weights that read in several places.
-    data: batches of (inputs, targets) or dicts; targets are not looked at. Both models are run on all of it at once, side by side.
+    data: batches of (inputs, targets) or dicts; targets are not looked at. Both models are run on all batches at once, side by side, so
+    of a large data set only the first ones are looked at: as many as have activations of about `memory` bytes, and one at least.
     every: fit all weights, so that they make up for what those before them left; else only those that lose what they read.
     progress: called with (weights fitted, weights in all). Raises BadInput where there is no data, or some is run through other calls.
     """
@@ -155,15 +163,18 @@ def least_squares(
         wanted = {name: None for name, _ in pruned.named_parameters()}
     elif plan.kept:
         wanted = {name: {d for d, index in enumerate(dims) if index is not None} for name, dims in plan.kept.items()}
-    batches = [inputs for inputs, _ in Task(pruned, data, no_labels).batches()]
+    batches = (inputs for inputs, _ in Task(pruned, data, no_labels).batches())
     values = dict([*pruned.named_parameters(), *pruned.named_buffers()])
     changed: set[str] = set()
     with torch.no_grad(), seeded(0, device_of(model)), evaluating(pruned), evaluating(dense):
-        found = readings_of(pruned, wanted, batches[0])
-        bodies = [partial(halting, one, found, *pair) for one in (pruned, dense) for pair in enumerate(batches)]
+        first = next(batches)
+        readings = readings_of(pruned, wanted, first)
+        found, number = readings.once(), max(1, memory // (HELD_BY_A_RUN * readings.largest))
+        some = [first, *islice(batches, number - 1)]
+        bodies = [partial(halting, one, found, *pair) for one in (pruned, dense) for pair in enumerate(some)]
         with running(bodies) as runs:
             for number in range(1, len(found) + 1):
-                changed |= refit(values, kept, meeting(runs[: len(batches)], runs[len(batches) :]))
+                changed |= refit(values, kept, meeting(runs[: len(some)], runs[len(some) :]))
                 if progress:
                     progress(number, len(found))
     return {name: values[name].detach() for name in changed}
@@ -173,11 +184,11 @@ def leaves_of(model: nn.Module) -> Tree:
     return {name: value.requires_grad_() for name, value in model.named_parameters() if value.is_floating_point()}
 
 
-def readings_of(model: nn.Module, wanted: dict[str, set[int] | None], inputs: object) -> dict[Call, Reading]:
+def readings_of(model: nn.Module, wanted: dict[str, set[int] | None], inputs: object) -> Readings:
     readings = Readings(wanted)
     with readings.on(leaves_of(model)):
         running_on(inputs, 0, lambda args, kwargs: model(*args, **kwargs))
-    return readings.once()
+    return readings
 
 
 def halting(model: nn.Module, found: dict[Call, Reading], number: int, inputs: object, halt: Callable[[Made], None]) -> None:
@@ -205,24 +216,17 @@ def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]]) -> Met:
                 "The model calls its weights in another order for some inputs, or some of them not at all, so they cannot be fitted. "
                 "Choose repair='statistics'."
             )
-        some = drawn(made, ROWS // len(pruned), number)
+        some = made.drawn(ROWS // len(pruned), number)
         u, r = made.read(some), made.rows(wanted.total - made.total, some)
         met = met or Met(made.reading, Sums.none(u, r), Sums.none(u, r), made.factor().double())
         cut = max(1, u.shape[1] * (HELD - 1) // HELD)
         met.train.add(u[:, :cut], r[:, :cut])
         met.held.add(u[:, cut:], r[:, cut:])
     assert met is not None  # there is a batch
+    if not all(value.isfinite().all() for sums in (met.train, met.held) for value in (sums.gram, sums.cross)):
+        where = f"What {met.reading.weight} reads or makes is not finite on this data."
+        raise BadInput(f"{where} Look at the data, and at the weights before it.")
     return met
-
-
-def drawn(made: Made, rows: int, number: int) -> Tensor | None:
-    """Positions, so many that there are about so many rows in this batch, or as many as make up the inputs; None: all."""
-    of_each = max(1, made.out.numel() // (made.out.shape[made.axis] * made.positions))  # samples that each position has
-    wanted = max(rows, 2 * made.use.weight.numel() // made.out.shape[made.axis]) // of_each + 1  # type: ignore[union-attr]
-    if wanted >= made.positions:
-        return None
-    chosen = torch.randperm(made.positions, generator=torch.Generator().manual_seed(number))[:wanted]
-    return chosen.sort().values.to(made.out.device)
 
 
 def refit(values: Tree, kept: Tree, met: Met) -> set[str]:
