@@ -53,6 +53,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] = {  
     "overwritten": (lambda: Net(overwriting, a=nn.Linear(4, 4)), ROW, set()),
     "other shapes": (lambda: Net(lambda n, x: n.a(x) + x[:, :1], a=nn.Linear(4, 4)), ROW, set()),
     "groups": (lambda: nn.Sequential(conv(4, 6, groups=2), nn.ReLU(), conv(6, 6, groups=6, stride=2)), IMAGE, set()),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 3, 3, 2, 1, 1), IMAGE, set()),
+    "transposed, dilated": (lambda: nn.ConvTranspose2d(4, 3, (2, 3), 1, (3, 2), dilation=2), IMAGE, set()),
     "matrix": (lambda: Net(lambda n, x: x @ n.w + x, w=nn.Parameter(torch.randn(4, 4))), ROW, {"w"}),
 }  # fmt: skip
 

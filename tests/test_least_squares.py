@@ -34,6 +34,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "batch norm": (
         lambda: nn.Sequential(conv(2, 8), nn.ReLU(), conv(8, 6, bias=False), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 3)), (2, 6, 6),
     ),
+    "transposed": (lambda: nn.Sequential(conv(2, 8), nn.ReLU(), nn.ConvTranspose2d(8, 3, 3, 2, 1, 1)), (2, 6, 6)),
     "flattened": (lambda: nn.Sequential(conv(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 3)), (2, 4, 4)),
     "residual": (lambda: Net(lambda n, x: n.c(n.a(x) + n.b(n.a(x).relu()).tanh()), a=conv(2, 6), b=conv(6, 6), c=conv(6, 3)), (2, 5, 5)),
 }  # fmt: skip
@@ -75,7 +76,7 @@ def test_what_is_left_makes_up_for_what_went(name: str) -> None:
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["linear", "sequences", "matrix", "convolutions", "flattened"])
+@pytest.mark.parametrize("name", ["linear", "sequences", "matrix", "convolutions", "transposed", "flattened"])
 def test_copies_of_a_unit_are_made_up_for_exactly(name: str) -> None:
     """The second half of the hidden units computes what the first half does, so all of it may go."""
     model, data, x = made(name)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..contexts import sliceable
 from ..errors import BadInput
-from ..flows.reading import Reading, Readings, matrix_of, weight_of
+from ..flows.reading import Reading, Readings, matrix_of, rows_of, weight_of
 from ..flows.rules import Use
 from ..flows.watch import Call
 from ..structure import Group, Structure
@@ -79,7 +79,12 @@ class Felt(Readings):
                 u = plain(made.read(some)).double()
                 add(self.gram, call, u.mT @ u * (1 if some is None else made.positions / len(some)))
             self.rows[call] += y.numel() // y.shape[made.axis]
-            y.register_hook(lambda g: add(self.squares, call, made.rows(plain(g)).double().square().sum(1, keepdim=True)))
+            reading, axis = made.reading, made.axis  # the hook holds no tensor of the graph
+
+            def see(gradient: Tensor) -> None:
+                add(self.squares, call, rows_of(plain(gradient), reading, axis).double().square().sum(1, keepdim=True))
+
+            y.register_hook(see)
         return y
 
 
@@ -153,7 +158,7 @@ def padded(values: Tensor, dim: int, places: int, step: int) -> Tensor:
 def of_units(layers: list[Layer], structure: Structure) -> Scores:
     """Greedily, group by group."""
     scores: Scores = {}
-    lines = [rows_of(layer, structure) for layer in layers]
+    lines = [units_of(layer, structure) for layer in layers]
     for name, group in structure.groups.items():
         mine = [(layer, rows[name]) for layer, rows in zip(layers, lines) if name in rows]
         if not mine:
@@ -171,7 +176,7 @@ def of_units(layers: list[Layer], structure: Structure) -> Scores:
     return scores
 
 
-def rows_of(layer: Layer, structure: Structure) -> dict[str, Tensor]:
+def units_of(layer: Layer, structure: Structure) -> dict[str, Tensor]:
     """Group -> (units, rows of the weight's matrix that read the unit), for the groups that it reads."""
     line = layer.reading.weight, layer.reading.reads
     groups = [name for name, group in structure.groups.items() if line in group.members]

@@ -98,13 +98,7 @@ class Made:
 
     def rows(self, y: Tensor, some: Tensor | None = None) -> Tensor:
         """A tensor like the output, as (groups, rows, outputs), at some of the positions only."""
-        if self.reading.call.operator in CONVOLUTIONS:
-            y = y.flatten(2)
-            y = (y if some is None else y[:, :, some]).movedim(1, -1).flatten(0, -2)
-        else:
-            y = y.movedim(self.axis, -1).flatten(0, -2)
-            y = y if some is None else y[some]
-        return torch.unflatten(y, 1, (self.reading.groups, -1)).movedim(1, 0)
+        return rows_of(y, self.reading, self.axis, some)
 
     def along(self, y: Tensor) -> Tensor:
         for func, args, kwargs in self.links:
@@ -240,6 +234,17 @@ class Halting(Following):
         made.out.copy_(made.again())
 
 
+def rows_of(y: Tensor, reading: Reading, axis: int, some: Tensor | None = None) -> Tensor:
+    """See `Made.rows`. axis: that of the outputs."""
+    if reading.call.operator in CONVOLUTIONS:
+        y = y.flatten(2)
+        y = (y if some is None else y[:, :, some]).movedim(1, -1).flatten(0, -2)
+    else:
+        y = y.movedim(axis, -1).flatten(0, -2)
+        y = y if some is None else y[some]
+    return torch.unflatten(y, 1, (reading.groups, -1)).movedim(1, 0)
+
+
 def matrix_read(use: Use, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], some: Tensor | None = None) -> Tensor | None:
     """u, or None where there is no way to make it."""
     weight, x = use.weight, use.x
@@ -248,7 +253,9 @@ def matrix_read(use: Use, call: Call, args: tuple[Any, ...], kwargs: dict[str, A
     ((dim, axis),) = use.reads.items()
     if call.operator in CONVOLUTIONS:
         how = CONVOLUTIONS[call.operator](*args, **kwargs)
-        return unfolded(x, weight, how, some) if how is not None and not how.transposed and x.dim() == weight.dim() else None
+        if how is None or x.dim() != weight.dim() or (how.transposed and how.groups > 1):
+            return None
+        return unfolded(*(spaced(x, weight, how) if how.transposed else (x, weight, how)), some)
     if weight.dim() != 2 or x.shape[axis] != weight.shape[dim]:
         return None
     rows = x.movedim(axis, -1).flatten(0, -2)
@@ -269,10 +276,24 @@ def unfolded(x: Tensor, weight: Tensor, how: Geometry, some: Tensor | None = Non
     return torch.unflatten(view, -1, (how.groups, -1)).movedim(-2, 0).flatten(3).flatten(1, 2)
 
 
+def spaced(x: Tensor, weight: Tensor, how: Geometry) -> tuple[Tensor, Tensor, Geometry]:
+    """A transposed convolution as the convolution that it is: of x with zeros between its positions, by the kernel turned round."""
+    shape = [(size - 1) * stride + 1 for size, stride in zip(x.shape[2:], how.stride)]
+    wide = x.new_zeros(*x.shape[:2], *shape)
+    index: tuple[slice, ...] = (slice(None), slice(None), *(slice(None, None, stride) for stride in how.stride))
+    wide[index] = x
+    sizes = zip(weight.shape[2:], how.dilation, how.padding, how.output_padding)
+    ends = [(d * (k - 1) - p, d * (k - 1) - p + more) for k, d, p, more in sizes]
+    n = len(shape)
+    return F.pad(wide, [end for pair in reversed(ends) for end in pair]), weight, how._replace(stride=[1] * n, padding=[0] * n)
+
+
 def matrix_of(weight: Tensor, reading: Reading) -> Tensor:
     """A weight as (groups, inputs, outputs)."""
     if weight.dim() == 2:
         return weight.movedim(reading.reads, 0)[None]
+    if reading.reads == 0:  # transposed
+        return weight.flip(*range(2, weight.dim())).movedim((0, 1), (-2, -1)).flatten(0, -2)[None]
     return torch.unflatten(weight, 0, (reading.groups, -1)).movedim(2, -1).flatten(2).mT
 
 
@@ -280,4 +301,7 @@ def weight_of(matrix: Tensor, like: Tensor, reading: Reading) -> Tensor:
     """The inverse of `matrix_of`."""
     if like.dim() == 2:
         return matrix[0].movedim(0, reading.reads)
+    if reading.reads == 0:
+        weight = torch.unflatten(matrix[0], 0, (*like.shape[2:], like.shape[0])).movedim((-2, -1), (0, 1))
+        return weight.flip(*range(2, weight.dim()))
     return torch.unflatten(matrix.mT, 2, (*like.shape[2:], like.shape[1])).movedim(-1, 2).flatten(0, 1)

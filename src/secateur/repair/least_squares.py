@@ -148,8 +148,8 @@ def least_squares(
 ) -> Tree:
     """New values of the weights of `model` after this plan, and of biases and running means: `with_values` takes them.
 
-    Fitted are the weights of linear layers, of matrix products and of convolutions (in groups, too), each called once in a run. Others
-    stay: transposed convolutions, recurrent layers, and weights that read in several places.
+    Fitted are the weights of linear layers, of matrix products and of convolutions (in groups, too, and transposed), each called once in
+    a run. Others stay: transposed convolutions in groups, recurrent layers, and weights that read in several places.
     data: batches of (inputs, targets) or dicts; targets are not looked at. Both models are run on all batches at once, side by side, so
     of a large data set only the first ones are looked at: as many as have activations of about `memory` bytes, and one at least.
     every: fit all weights, so that they make up for what those before them left; else only those that lose what they read.
