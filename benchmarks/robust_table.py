@@ -204,7 +204,19 @@ def answer(rows: list[Row]) -> str:
     said.append(f"- Clearly better in each of the {len(places)} cases: {found or 'no way, at nothing'}.")
     if fitted(rows):
         said.append(f"- Least squares instead of re-estimated batch norms is better, in every case that had both, at: {repaired(rows)}.")
+    said += [f"- Best of the pruned in {best(rows, place)}." for place in places]
     return "\n".join(said)
+
+
+def best(rows: list[Row], place: Place) -> str:
+    """Which pruned network of a case is the best at what, means over seeds; nothing where all are alike."""
+    won: dict[str, list[str]] = {}
+    lines = kinds(rows, place)[1:]
+    for name, measure in MEASURES.items():
+        means = {line: measure.better * statistics.fmean(points(row, name) for row in mine) for line, mine in lines}
+        if len(set(means.values())) > 1:
+            won.setdefault(max(means, key=lambda line: means[line]), []).append(measure.title)
+    return f"{named(place)}: " + "; ".join(f"{line} at {', '.join(titles)}" for line, titles in won.items())
 
 
 def fitted(rows: list[Row]) -> list[tuple[Place, str, dict[str, float]]]:
@@ -258,8 +270,8 @@ Written by `python benchmarks/robust.py`; rows in `benchmarks/results/robust.jso
 fewer MACs) or half of their connections; no weight is trained. What differs is how the scores are made:
 
 - `plain`: of the loss on clean training images, by `gradient_activation` per MAC (channels) or `taylor` (connections).
-- `noise`, `fgsm`: the same of a robust loss: on the same images with Gaussian noise (standard deviation {LEVELS["noise"][2]:g}),
-  or moved by one step of FGSM (2/255) on the dense network.
+- `noise`, `fgsm`: the same of a robust loss: on the same images with Gaussian noise (standard deviation {LEVELS["noise"][2]:g},
+  the third level of the test, drawn anew), or moved by one step of FGSM (2/255) on the dense network.
 - `local`: the same, the sensitivity of every class merged with weight 0.5 (`contexts="class", local=0.5`).
 - `lamp`: by weights alone (connections only). `random`: by chance.
 

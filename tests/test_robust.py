@@ -197,6 +197,7 @@ def test_the_page_answers_from_the_rows() -> None:
     assert "| ResNet-20, channels, `plain` | +8.0 | +8.0 | +0.0 |" in page
     assert "in every case that had both, at: top-1 (+8.0); worst class (+8.0)." in page
     assert "| `plain` | 2 | 80.5 ± 0.7 |" in page
+    assert "- Best of the pruned in ResNet-20, channels: `plain`, least squares at top-1, worst class; `noise` at noise." in page
     assert "| `noise` | 50.0 / 50.0 / 50.0 / 50.0 / 50.0 | 50.0 / 40.0 / 30.0 / 20.0 / 10.0 |" in page
     without = robust_table.page([DENSE, *PLAINS])
     assert "`noise`, at what it is to protect, is clearly better in: nowhere; clearly worse in: nowhere." in without
