@@ -31,7 +31,7 @@ from ..flows.watch import Call
 from ..plan import Plan
 from ..structure.cut import twin
 from ..surgery import mask, masks
-from ..task import Task, device_of, evaluating, no_labels, running_on, seeded
+from ..task import Task, device_of, evaluating, no_labels, plain, running_on, seeded
 from ..tree import Tree
 from .lockstep import Run, running
 
@@ -57,6 +57,7 @@ class Sums:
         return Sums(*(torch.zeros(shape, dtype=torch.float64, device=u.device) for shape in shapes))
 
     def add(self, u: Tensor, r: Tensor) -> None:
+        u, r = plain(u), plain(r)
         one = torch.cat([u, torch.ones_like(u[..., :1])], -1)
         self.gram += (one.mT @ one).double()
         self.cross += (one.mT @ r).double()
@@ -202,7 +203,7 @@ def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]]) -> Met:
         if made is None or wanted is None or made.reading != wanted.reading or (met and met.reading != made.reading):
             raise BadInput(
                 "The model calls its weights in another order for some inputs, or some of them not at all, so they cannot be fitted. "
-                "Choose repair='statistics'."
+                "Give inputs that all go the same way through it; in prune, repair='statistics' takes any."
             )
         u, r = made.read, made.rows(wanted.total - made.total)
         met = met or Met(made.reading, Sums.none(u, r), Sums.none(u, r), made.factor().double())
