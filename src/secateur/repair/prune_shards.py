@@ -6,8 +6,8 @@
         W, b     <-  least squares over what stays, written to disk                         (`least_squares`, `parts`)
 
 Two models run side by side on all batches (`lockstep`): the dense one, and the one that is pruned up to here. Both have their parameters
-on `meta`, and on disk (`streamed`). In memory are the weights at the halt, sums of inputs x inputs, and what the runs hold there: the activations
-of one layer, of all batches. So peak memory grows with the widest layer and with the data, not with the number of layers.
+on `meta`, and on disk (`streamed`). In memory are the weights at the halt, sums of inputs x inputs, and what the runs hold there: the
+activations of one layer, of all batches. So peak memory grows with the widest layer and with the data, not with the number of layers.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def prune_shards(
     shapes = [(name, str(value.dtype), list(value.shape)) for name, value in pruned.named_parameters()]
     parts = Parts(target, files, {
         "structure": structure, "amount": dict(amount) if isinstance(amount, Mapping) else amount, "keep": list(keep),
-        "weights": files.digest(), "model": digest(shapes), "data": digest(leaves(batches)),
+        "source": files.digest(), "model": digest(shapes), "data": digest(leaves(batches)),
     })  # fmt: skip
     if parts.left is None:
         with torch.no_grad(), seeded(0, torch.device("cpu")), evaluating(pruned):
@@ -201,7 +201,7 @@ def fitted_one(
     mask = mask_for(met, weight, group, amount, shift is not None)
     then = missing(met, weight * ~mask)
     weight *= mask
-    before = {name: values[name].double() for name in (reading.weight, shift) if name is not None}
+    before = {name: values[name].detach().to(torch.float64, copy=True) for name in (reading.weight, shift) if name is not None}
     changed = refit(values, {reading.weight: mask}, then)
     for name in changed:
         values[name].copy_(values[name].to(parts.source.type(names[name][0])))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -132,21 +133,31 @@ def copied(source: Stored, target: Path, new: Iterable[Path]) -> None:
     instead = {name: place for path in new for name, place in places_in(path).items()}
     try:
         for path in source.files:
-            fresh = beside(target / path.name)
-            remove_leftovers(target / path.name)
-            shutil.copyfile(path, fresh)
-            with open(fresh, "r+b") as file:
-                for name, place in source.places.items():
-                    if place.file == path and name in instead:
-                        file.seek(place.start)
-                        file.write(bytes_of(instead[name]))
-            sync(fresh)
-            fresh.replace(target / path.name)
+            with replacing_file(target / path.name) as fresh:
+                shutil.copyfile(path, fresh)
+                with open(fresh, "r+b") as file:
+                    for name, place in source.places.items():
+                        if place.file == path and name in instead:
+                            file.seek(place.start)
+                            file.write(bytes_of(instead[name]))
         for path in source.folder.glob("*.json"):  # the index, and what else is needed to build the model
             shutil.copyfile(path, target / path.name)
         sync(target)
     except OSError as error:
         raise BadInput(f"{target} cannot be written: {error}. Make room, and give the same call again: it goes on from here.") from error
+
+
+@contextmanager
+def replacing_file(place: Path) -> Iterator[Path]:
+    """A new file to write, that takes its place in the end, or leaves no trace."""
+    fresh = beside(place)
+    remove_leftovers(place)
+    try:
+        yield fresh
+        sync(fresh)
+        fresh.replace(place)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def bytes_of(place: Place) -> bytes:
