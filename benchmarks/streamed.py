@@ -116,10 +116,10 @@ def page(found: results.Row) -> str:
         results.table(("layers", "weights", "before", "peak", "beyond before", "seconds a layer", "error of the fit / of the mask"), lines),
         f"The peak with {many['layers']:.0f} layers is {many['peak'] / few['peak']:.3f} times that with {few['layers']:.0f} "
         f"(target: at most {CLOSE:g}), what is beyond the start {grown[1] / grown[0]:.3f} times.",
-        "What is held at a halt: the weight twice (dense and pruned), sums of inputs x inputs in float64 (some copies while a mask is "
-        "chosen and the fit solved), and the activations of both models for all sequences, as far as one layer needs them. So it grows with "
-        "the widest layer and with the sequences (`--width`, `--sequences`). Activations are not spilled to disk: where they are too "
-        "large, give fewer sequences, or shorter ones.",
+        "What is held at a halt: the weight twice (dense and pruned); sums of inputs x inputs in float64, some copies of them while a mask "
+        "is chosen, and up to 256 MiB of systems while the fit is solved; and the activations of both models for all sequences, as far as "
+        "one layer needs them. So it grows with the widest layer and with the sequences (`--width`, `--sequences`). Activations are not "
+        "spilled to disk: where they are too large, give fewer sequences, or shorter ones.",
         "The error is that of each weight's output, mean over all weights. These weights are random: what pruning costs a trained model is "
         "not in this table.",
     ]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from secateur.errors import BadInput, Unreadable
-from secateur.repair.parts import FACTS, PARTS, Parts
-from secateur.repair.stored import stored
+from secateur.repair.parts import PARTS, Parts
+from secateur.repair.stored import FACTS, stored
 from shards import all_in, tensors_in, write_shards
 
 
@@ -38,7 +38,7 @@ def test_what_is_damaged_is_said(tmp_path: Path) -> None:
     content = path.read_bytes()
     for damaged in (content[:-1], content.replace(b"told", b"tell"), b""):
         path.write_bytes(damaged)
-        with pytest.raises(Unreadable, match="00000.safetensors is damaged .* Remove it: that weight is fitted again"):
+        with pytest.raises(Unreadable, match=r"00000\.safetensors is damaged .* Remove it: that weight is fitted again"):
             Parts(tmp_path / "out", source, {})
     (tmp_path / "out" / FACTS).write_text("{")
     with pytest.raises(BadInput, match="cannot be used"):

@@ -137,6 +137,26 @@ def test_types_stay_and_stopped_at_every_weight_the_bytes_are_the_same(name: str
         assert (torch.unflatten(new[key].movedim(1, -1), -1, (-1, 4)).count_nonzero(-1) <= 2).all()
 
 
+def test_a_model_that_is_built_in_half_precision_runs_in_it(tmp_path: Path) -> None:
+    _, _, data = stored_net("layers", tmp_path / "dense", torch.bfloat16)
+    half: list[object] = [(inputs.bfloat16(), None) for inputs, _ in data]  # type: ignore[misc]
+    found = sc.prune_shards(lambda: layers(3).bfloat16(), tmp_path / "dense", tmp_path / "out", half, amount=0.5)
+    assert len(found.weights) == 6
+    assert sum(told["fitted"] for told in found.weights.values()) < 0.8 * sum(told["masked"] for told in found.weights.values())
+
+
+def test_a_pruned_folder_is_a_source_again_and_one_file_will_do(tmp_path: Path) -> None:
+    _, build, data = stored_net("layers", tmp_path / "dense", shards=1)
+    (tmp_path / "dense" / "config.json").write_text("{}")
+    sc.prune_shards(build, tmp_path / "dense", tmp_path / "half", data, amount=0.5)
+    found = sc.prune_shards(build, tmp_path / "half", tmp_path / "less", data, amount=0.75)
+    assert {told["removed"] for told in found.weights.values()} == {0.75}
+    assert {*all_in(tmp_path / "less")} == {"model.safetensors", "config.json", "secateur.json"}
+    sc.prune_shards(build, tmp_path / "dense" / "model.safetensors", tmp_path / "alone", data, amount=0.5)
+    assert {*all_in(tmp_path / "alone")} == {"model.safetensors", "secateur.json"}
+    assert all_in(tmp_path / "alone")["model.safetensors"] == all_in(tmp_path / "half")["model.safetensors"]
+
+
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..errors import BadInput, Unreadable
 from ..folders import write_atomic, write_text_atomic
-from .stored import Place, Stored, copied, places_in, read
+from .stored import FACTS, Place, Stored, copied, places_in, read
 
-FORMAT, FACTS, PARTS = "secateur shards 1", "secateur.json", "parts"
+FORMAT, PARTS = "secateur shards 1", "parts"
 Told = dict[str, float]
 
 
@@ -43,7 +43,7 @@ class Parts:
 
     def claim(self) -> None:
         """Begin, or go on. Raises BadInput where the folder is not this run's."""
-        if self.folder == self.source.folder:
+        if self.folder == self.source.folder.resolve():
             raise BadInput(f"{self.folder} holds the weights that are read. Name another folder for the result.")
         path = self.folder / FACTS
         try:

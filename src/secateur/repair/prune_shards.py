@@ -87,10 +87,15 @@ def prune_shards(
     if not batches:
         raise BadInput("The data has no batch (an iterator that was used up has none, either). Give at least one (inputs, targets).")
     shapes = [(name, str(value.dtype), list(value.shape)) for name, value in pruned.named_parameters()]
-    parts = Parts(target, files, {
-        "structure": structure, "amount": dict(amount) if isinstance(amount, Mapping) else amount, "keep": list(keep),
-        "source": files.digest(), "model": digest(shapes), "data": digest(leaves(batches)),
-    })  # fmt: skip
+    settings: dict[str, object] = {
+        "structure": structure,
+        "amount": dict(amount) if isinstance(amount, Mapping) else amount,
+        "keep": [keep] if isinstance(keep, str) else list(keep),
+        "source": files.digest(),
+        "model": digest(shapes),
+        "data": digest(leaves(batches)),
+    }
+    parts = Parts(target, files, settings)
     if parts.left is None:
         with torch.no_grad(), seeded(0, torch.device("cpu")), evaluating(pruned):
             parts.finish(fill(pruned, names, batches, parts, asked, amount, keep, progress))

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import BadInput, Unreadable
 from ..folders import beside, remove_leftovers, sync
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX, FACTS = "model.safetensors", "model.safetensors.index.json", "secateur.json"
 KINDS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # of what can be pruned
 HEAD = 1024  # bytes of every tensor that the digest looks at
 
@@ -39,11 +39,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """The tensors of some files, by name."""
+    """The tensors of some files, by name. others: what else a copy of the folder needs: the index, what the model is built from."""
 
     folder: Path
     files: tuple[Path, ...]
     places: Mapping[str, Place]
+    others: tuple[Path, ...] = ()
 
     def read(self, name: str) -> Tensor:
         """A copy of the tensor, in its own type."""
@@ -73,18 +74,17 @@ def stored(source: str | Path) -> Stored:
 
     Raises Unreadable for what is missing or damaged.
     """
-    place = Path(source).expanduser().resolve()
+    place, others = Path(source).expanduser().absolute(), list[Path]()  # a file may be a link to one of another name
     if place.is_file():
         names = [place.name]
         place = place.parent
-    elif (place / INDEX).is_file():
-        names = named_by(place / INDEX)
-    elif (place / SINGLE).is_file():
-        names = [SINGLE]
+    elif (place / INDEX).is_file() or (place / SINGLE).is_file():
+        names = named_by(place / INDEX) if (place / INDEX).is_file() else [SINGLE]
+        others = sorted(path for path in place.glob("*.json") if path.name != FACTS)
     else:
         raise Unreadable(f"{source} has neither {SINGLE} nor {INDEX}. Give the folder, or the file, that holds the model's weights.")
     files = tuple(place / name for name in names)
-    return Stored(place, files, {name: at for file in files for name, at in places_in(file).items()})
+    return Stored(place, files, {name: at for file in files for name, at in places_in(file).items()}, tuple(others))
 
 
 def named_by(index: Path) -> list[str]:
@@ -140,7 +140,7 @@ def copied(source: Stored, target: Path, new: Iterable[Path]) -> None:
                         if place.file == path and name in instead:
                             file.seek(place.start)
                             file.write(bytes_of(instead[name]))
-        for path in source.folder.glob("*.json"):  # the index, and what else is needed to build the model
+        for path in source.others:
             shutil.copyfile(path, target / path.name)
         sync(target)
     except OSError as error:
