@@ -67,6 +67,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "from the right": (
         lambda: Net(lambda n, x: n.a(x).tanh() @ n.w, a=nn.Linear(8, 12), w=nn.Parameter(torch.randn(12, 5))), lambda: correlated(24, 8),
     ),
+    "computed": (
+        lambda: Net(lambda n, x: n.b(n.a(x).tanh()), a=nn.utils.parametrizations.weight_norm(nn.Linear(8, 12)), b=nn.Linear(12, 5)),
+        lambda: correlated(24, 8),
+    ),
     "recurrent": (
         lambda: Net(lambda n, x: n.a(n.r(x)[0]), r=nn.LSTM(8, 4, batch_first=True), a=nn.Linear(4, 3)), lambda: correlated(6, 5, 8),
     ),

@@ -22,12 +22,13 @@ from secateur.structure import all_kept
 from secateur.surgery import with_values
 from shards import NETS, all_in, layers, stored_net, tensors_in
 
-FIRST = {"attention": ("words.weight", "it is used 2 times"), "recurrent": ("r.weight_ih_l0", "nothing reads with it")}
+FIRST = {"attention": ("words.weight", "it is used 2 times"), "recurrent": ("r.weight_ih_l0", "no operator that is looked into"),
+         "computed": ("a.parametrizations.weight.original1", "no operator that is looked into")}  # fmt: skip
 CASES = [
     ("layers", {"amount": 0.5}), ("layers", {"structure": "2:4"}), ("layers", {"structure": "2x3", "amount": 0.4}),
     ("convolutions", {"amount": 0.6}), ("convolutions", {"structure": "2:4"}), ("convolutions", {"structure": "1x2", "amount": 0.5}),
     ("attention", {"amount": 0.5}), ("attention", {"structure": "2:4"}), ("from the right", {"amount": 0.5}),
-    ("from the right", {"structure": "2:4"}), ("recurrent", {"amount": 0.5}),
+    ("from the right", {"structure": "2:4"}), ("recurrent", {"amount": 0.5}), ("computed", {"amount": 0.5}),
 ]  # fmt: skip
 IDS = [f"{name} {' '.join(map(str, asked.values()))}" for name, asked in CASES]
 

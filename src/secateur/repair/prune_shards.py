@@ -180,7 +180,9 @@ def wanted(
 def why_not(times: int) -> str:
     if times > 1:
         return f"it is used {times} times in a run"
-    return "what reads with it is no product (an embedding, a transposed convolution)" if times else "nothing reads with it in a run"
+    if times:
+        return "what reads with it is no product (an embedding, a transposed convolution)"
+    return "no operator that is looked into reads with it (it may be a recurrent layer's, or what a weight is computed from)"
 
 
 def amount_of(name: str, amount: Amount | None) -> float:
