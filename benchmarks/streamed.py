@@ -30,6 +30,7 @@ LAYERS = (12, 48)
 CLOSE = 1.1  # times the peak of the fewer layers
 LENGTH, WORDS, BATCH = 64, 1000, 16  # tokens of a sequence, words there are, sequences of a batch
 PER_LAYER = 6  # weights
+HEADS = ("layers", "weights", "before", "peak", "beyond before", "seconds a layer", "of CPU", "error of the fit / of the mask")
 
 
 class Block(nn.Module):
@@ -79,11 +80,11 @@ def child(folder: Path, layers: int, width: int, sequences: int, seed: int) -> N
     """In a process of its own: prune, then print what it took."""
     chance = torch.Generator().manual_seed(seed)
     data = [(torch.randint(0, WORDS, (BATCH, LENGTH), generator=chance), None) for _ in range(sequences // BATCH)]
-    before, start = resident("VmRSS"), time.perf_counter()
+    before, start, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
     found = sc.prune_shards(lambda: Transformer(layers, width), folder, f"{folder}-pruned", data, structure="2:4", keep=["head.weight"])
-    seconds, weights = time.perf_counter() - start, found.weights.values()
+    seconds, cpu, weights = time.perf_counter() - start, time.process_time() - cpu, found.weights.values()
     ratio = sum(one["fitted"] / one["masked"] for one in weights) / len(weights)
-    print(json.dumps({"before": before, "peak": resident("VmHWM"), "seconds": seconds, "weights": len(weights), "error": ratio}))
+    print(json.dumps({"before": before, "peak": resident("VmHWM"), "seconds": seconds, "cpu": cpu, "weights": len(weights), "error": ratio}))
 
 
 def measured(layers: int, given: argparse.Namespace) -> results.Row:
@@ -103,7 +104,7 @@ def page(found: results.Row) -> str:
     grown = [row["peak"] - row["before"] for row in (few, many)]
     lines = [
         [f"{row['layers']:.0f}", mib(row["size"]), mib(row["before"]), mib(row["peak"]), mib(row["peak"] - row["before"]),
-         f"{row['seconds'] / row['layers']:.1f}", f"{row['error']:.2f}"]
+         f"{row['seconds'] / row['layers']:.1f}", f"{row['cpu'] / row['layers']:.1f}", f"{row['error']:.2f}"]
         for row in rows
     ]  # fmt: skip
     parts = [
@@ -113,7 +114,7 @@ def page(found: results.Row) -> str:
         f"`secateur.prune_shards` makes 2:4 of a Transformer of width {found['width']} (random float32 weights, a shard a layer, "
         f"{PER_LAYER} weights each) by {found['sequences']} sequences of {LENGTH} tokens, in a fresh process. Peak: of resident memory; "
         "before: what it had with torch, the library and the data. The C library is told to give back at once what is freed.",
-        results.table(("layers", "weights", "before", "peak", "beyond before", "seconds a layer", "error of the fit / of the mask"), lines),
+        results.table(HEADS, lines),
         f"The peak with {many['layers']:.0f} layers is {many['peak'] / few['peak']:.3f} times that with {few['layers']:.0f} "
         f"(target: at most {CLOSE:g}), what is beyond the start {grown[1] / grown[0]:.3f} times.",
         "What is held at a halt: the weight twice (dense and pruned); sums of inputs x inputs in float64, some copies of them while a mask "
