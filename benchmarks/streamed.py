@@ -84,7 +84,8 @@ def child(folder: Path, layers: int, width: int, sequences: int, seed: int) -> N
     found = sc.prune_shards(lambda: Transformer(layers, width), folder, f"{folder}-pruned", data, structure="2:4", keep=["head.weight"])
     seconds, cpu, weights = time.perf_counter() - start, time.process_time() - cpu, found.weights.values()
     ratio = sum(one["fitted"] / one["masked"] for one in weights) / len(weights)
-    print(json.dumps({"before": before, "peak": resident("VmHWM"), "seconds": seconds, "cpu": cpu, "weights": len(weights), "error": ratio}))
+    taken = {"before": before, "peak": resident("VmHWM"), "seconds": seconds, "cpu": cpu}
+    print(json.dumps({**taken, "weights": len(weights), "error": ratio}))
 
 
 def measured(layers: int, given: argparse.Namespace) -> results.Row:
