@@ -31,6 +31,7 @@ import recipes  # noqa: E402
 import results  # noqa: E402
 import secateur as sc  # noqa: E402
 import smallest  # noqa: E402
+import streamed  # noqa: E402
 import subjects  # noqa: E402
 
 
@@ -183,6 +184,17 @@ def test_a_plan_in_rounds_meets_the_same_budget(rounds: int) -> None:
     )
     before, after = plan.cost["macs"]
     assert 0.68 < after / before <= 0.7
+
+
+def test_the_page_on_pruning_from_disk_compares_peaks(tmp_path: Path) -> None:
+    one = {"before": 100 * 2**20, "seconds": 24.0, "cpu": 12.0, "weights": 12, "error": 0.6}
+    rows = [{**one, "layers": 12, "size": 2**20, "peak": 200 * 2**20}, {**one, "layers": 48, "size": 2**22, "peak": 210 * 2**20}]
+    about = {"width": 8, "sequences": 4, "seed": 0, "threads": 1, "commit": "abc1234", "machine": "a machine"}
+    page = streamed.page({"rows": rows, **about})
+    assert "| 12 | 1 MiB | 100 MiB | 200 MiB | 100 MiB | 2.0 | 1.0 | 0.60 |" in page
+    assert "with 48 layers is 1.050 times that with 12 (target: at most 1.1), what is beyond the start 1.100 times" in page
+    size = streamed.write_shards(tmp_path / "dense", 1, 64, 0)
+    assert size == sum(value.nbytes for value in streamed.Transformer(1, 64).state_dict().values())
 
 
 def test_the_latency_page_tells_errors_of_all_plans_but_the_dense_one():

@@ -113,3 +113,13 @@ def test_what_is_read_times_the_matrix_is_what_is_made(name: str) -> None:
 def test_a_weight_that_is_called_twice_is_left_out() -> None:
     model = Net(lambda n, x: n.b(n.a(n.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 2))
     assert found(model, torch.randn(ROW)).keys() == {"b.weight"}
+
+
+@pytest.mark.parametrize("way", [lambda y: y.split(2, -1), lambda y: [y.relu()], lambda y: torch.chunk(y, 2, -1)])
+def test_what_has_gone_on_to_something_else_is_let_go(way: Callable[[Tensor], list[Tensor]]) -> None:
+    """Else the outputs of all layers would be held, a fused query, key and value among them."""
+    model = Net(lambda n, x: n.b(torch.cat([*way(n.a(x))], -1)), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    readings = Readings({name: None for name, _ in model.named_parameters()})
+    with torch.no_grad(), readings.on(leaves(model)):
+        model(torch.randn(3, 4))
+    assert [made.reading.weight for made in readings.pending] == ["b.weight"]  # what the model gives back

@@ -135,6 +135,15 @@ def test_nothing_is_changed_for_the_worse(rows: int) -> None:
                 assert held.error(change) == pytest.approx(float(left[:, rows:].square().sum()))
 
 
+def test_sums_of_half_precision_are_not_taken_in_it() -> None:
+    u, y = (torch.randn(1, 500, size, generator=torch.Generator().manual_seed(0)).half() + 8 for size in (4, 3))
+    sums, expected = Sums.none(u, y), Sums.none(u, y)
+    sums.add(u, y)
+    expected.add(u.double(), y.double())
+    torch.testing.assert_close(sums.gram, expected.gram, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sums.cross, expected.cross, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("outputs", ["alike", "each", "none"])
 def test_systems_are_solved_over_what_each_output_keeps(outputs: str) -> None:
     chance = torch.Generator().manual_seed(0)

@@ -117,6 +117,6 @@ def test_without_that_the_mask_would_divide_nothing_by_nothing():
 def test_pruning_as_a_whole_hands_it_on():
     model, inputs = layers(parametrizations.weight_norm, "convolution"), torch.randn(2, 5, 5, dtype=torch.float64)
     data = [(inputs, torch.zeros(2, dtype=torch.long))]
-    pruned = sc.prune(model, inputs, data, lambda out, target: F.cross_entropy(out.mean(2), target), amount=0.4, exact=True)
+    pruned = sc.prune(model, inputs, data, lambda out, target: F.cross_entropy(out.mean(2), target), amount=0.4, exact=True, repair=None)
     assert pruned.plan.divided == pruned.structure.divided != ()
     same(outputs(pruned.model, inputs), outputs(sc.mask(model, pruned.plan), inputs))

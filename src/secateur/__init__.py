@@ -18,7 +18,7 @@ from .measure import measure
 from .optimizers import rebind
 from .plan import Plan
 from .rates import RATES
-from .repair import least_squares, reestimate
+from .repair import PrunedShards, least_squares, prune_shards, reestimate
 from .rounds import Round, rounds
 from .schedule import SCHEDULES
 from .scope import SCOPES, per
@@ -51,6 +51,7 @@ __all__ = [
     "Plan",
     "PlanMismatch",
     "Pruned",
+    "PrunedShards",
     "Round",
     "SecateurError",
     "Sensitivity",
@@ -81,6 +82,7 @@ __all__ = [
     "n_of_m",
     "per",
     "prune",
+    "prune_shards",
     "read_plan",
     "read_sensitivity",
     "rebind",

@@ -133,8 +133,8 @@ class Following(Watch):
             self.pending = [made for made in self.pending if made not in mine]
         result = super().__torch_function__(func, types, args, kwargs)
         for made in mine:
-            if isinstance(result, Tensor) and result is not made.out and made in self.pending:
-                if links(made, operator_of(func), args, kwargs) and result.shape == made.out.shape:
+            if makes_another(result, made.out) and made in self.pending:
+                if isinstance(result, Tensor) and links(made, operator_of(func), args, kwargs) and result.shape == made.out.shape:
                     made.links.append((func, args, kwargs))
                     made.out = result
                 else:
@@ -152,6 +152,12 @@ class Following(Watch):
 
     def sums(self, made: Made) -> None:
         raise NotImplementedError
+
+
+def makes_another(result: object, out: Tensor) -> bool:
+    """Whether this is a tensor, or holds some, and is not what went in."""
+    parts = result if isinstance(result, (tuple, list)) else (result,)
+    return result is not out and any(isinstance(part, Tensor) for part in parts)
 
 
 def links(made: Made, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

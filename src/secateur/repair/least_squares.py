@@ -214,7 +214,7 @@ def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]]) -> Met:
         if made is None or wanted is None or made.reading != wanted.reading or (met and met.reading != made.reading):
             raise BadInput(
                 "The model calls its weights in another order for some inputs, or some of them not at all, so they cannot be fitted. "
-                "Choose repair='statistics'."
+                "Give inputs that all go the same way through it; in prune, repair='statistics' takes any."
             )
         some = made.drawn(ROWS // len(pruned), number)
         u, r = made.read(some), made.rows(wanted.total - made.total, some)
