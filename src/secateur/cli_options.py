@@ -23,7 +23,8 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function, a
 Weights = Annotated[Path | None, typer.Option(metavar="FILE", help=".safetensors, or a .pt/.pth/.th state dict")]
 Data = Annotated[str, typer.Option(metavar="DATA", help="f.py:name, folder:PATH, npz:PATH or digits")]
 Loss = Annotated[str | None, typer.Option(metavar="F.PY:NAME", help="loss(outputs, targets), else cross entropy")]
-Structure = Annotated[str, typer.Option(metavar="NAME", help=", ".join(STRUCTURES) + ", 4x1 or 2:4")]
+OTHERS = ", ".join(name for name in STRUCTURES if name != "channels")
+Structure = Annotated[str, typer.Option(metavar="NAME", help=f"{OTHERS}, 4x1, 2:4")]
 Criterion = Annotated[str, typer.Option(metavar="NAME", help="one of those below, or f.py:name")]
 Contexts = Annotated[str, typer.Option(metavar="NAME", help=", ".join(CONTEXTS) + " or f.py:name")]
 Example = Annotated[str | None, typer.Option(metavar="SIZES", help="of the inputs: 1,3,32,32; else from the data")]
