@@ -1,4 +1,4 @@
-"""What repair keeps: trained networks made smaller without training, by each criterion and repair, beside others: docs/accuracy.md.
+"""What repair keeps: trained networks made smaller without training, beside others: docs/accuracy.md, and a table in README.
 
 python benchmarks/accuracy.py --cases resnet20-2:4 dscnn-2x    go on behind the last row, into benchmarks/results/accuracy.json
 python benchmarks/accuracy.py --table                          rewrite docs/accuracy.md from the rows that are there
@@ -30,6 +30,7 @@ from secateur.structure.weights import Weights
 from subjects import SUBJECTS, Setting, Subject, absent
 
 ROWS = results.RESULTS / "accuracy.json"
+START, END = "<!-- accuracy: written by benchmarks/accuracy.py -->", "<!-- accuracy: end -->"
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,17 @@ def page(rows: list[results.Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def headline(rows: list[results.Row]) -> str:
+    """README's table: what goes, and what is left without training."""
+    lines = []
+    for case in CASES.values():
+        scores = [float(str(row["score"])) for row in rows if row["case"] == case.name and row.get("way") == "least squares"]
+        dense = next((row["score"] for row in rows if row["case"] == case.net), None)
+        if scores and (case.target or case.structure == "channels"):
+            lines.append([case.net, f"{case.structure}, {case.cut}", results.percent(dense), f"{100 * mean(scores):.2f}"])
+    return results.table(("network", "what goes", "dense", "without training"), lines)
+
+
 def line(way: str, rows: list[results.Row]) -> list[str]:
     scores, seconds, peaks = ([float(str(row[key])) for row in rows] for key in ("score", "seconds", "MiB"))
     spread = f" ± {50 * (max(scores) - min(scores)):.2f}" if len(scores) > 1 else ""
@@ -209,6 +221,9 @@ def main() -> int:
         for name, way, seed in wanted:
             measured(name, way, seed, given.data, given.images, given.test, given.threads, rows)
     results.write_text(results.DOCS / "accuracy.md", page(rows))
+    readme = results.ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(START)
+    results.write_text(readme, f"{before}{START}\n{headline(rows)}\n{END}{rest.partition(END)[2]}")
     return 0
 
 
