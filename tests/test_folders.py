@@ -116,7 +116,7 @@ def test_a_text_appears_whole_or_not_at_all(tmp_path: Path):
 WRITERS: dict[str, Callable[[Path, int], None]] = {
     "s.safetensors": lambda path, count: write_sensitivity(path, Sensitivity(*[{"a": torch.ones(count)}] * 3)),
     "run.safetensors": lambda path, count: checkpoints.write(
-        path.parent, checkpoints.Standing({"a": torch.ones(count)}, {}, {"state": {}, "param_groups": []}, [], {}), {}
+        path.parent, checkpoints.Standing({"a": torch.ones(count)}, {}, {"": {"state": {}, "param_groups": []}}, [], {}), {}
     ),
     "report.html": lambda path, count: write_report(path, Story("x" * count, table_of({}))),
 }
