@@ -169,7 +169,7 @@ def page(rows: list[results.Row]) -> str:
         parts.append(results.table(("", "score", "samples", "seconds", "MiB"), lines))
         lacking = [way for way, (_, where) in WAYS.items() if where(case) and not any(row["way"] == way for row in mine)]
         if lacking:
-            parts.append(f"Not run yet: {', '.join(lacking)}.")
+            parts.append(f"Not run yet: {'; '.join(lacking)}.")
     never = [case.name for case in CASES.values() if not any(row["case"] == case.name for row in rows)]
     if never:
         parts.append(f"Not run yet: {', '.join(never)}.")
