@@ -95,8 +95,8 @@ class Task:
         """What the model makes of one batch in evaluation mode, and the leaves it was computed from."""
         leaves = {name: value.requires_grad_() for name, value in self.parameters().items()}
         state = {**leaves, **{name: value.clone() for name, value in self.model.named_buffers()}}  # some modules count in evaluation, too
-        with evaluating(self.model), around(leaves):
-            return running_on(inputs, batch, lambda args, kwargs: torch.func.functional_call(self.model, state, args, kwargs)), leaves
+        with evaluating(self.model), around(leaves), running_on(inputs, batch):
+            return torch.func.functional_call(self.model, state, *arguments(inputs)), leaves
 
     def gradients(self) -> Iterator[Tree]:
         """Per batch, dL/dw of its mean loss, dense and in float32 at least; zero for a parameter that the loss does not depend on."""
@@ -106,10 +106,11 @@ class Task:
             yield {name: plain(gradient) for name, gradient in zip(leaves, gradients)}
 
 
-def running_on(inputs: object, batch: int, run: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> object:
-    """`run` on the arguments that these inputs are. Raises BadInput, naming the batch, where that fails."""
+@contextmanager
+def running_on(inputs: object, batch: int) -> Iterator[None]:
+    """Raises BadInput, naming the batch, where the model that runs on these inputs within fails."""
     try:
-        return run(*arguments(inputs))
+        yield
     except torch.OutOfMemoryError:
         raise
     except (IndexError, ValueError, RuntimeError, TypeError) as error:

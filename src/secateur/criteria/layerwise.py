@@ -6,21 +6,19 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..contexts import sliceable
 from ..errors import BadInput
-from ..flows.reading import Reading, Readings, matrix_of, rows_of, weight_of
-from ..flows.rules import Use
+from ..flows.reading import Made, Reading, Readings, matrix_of, rows_of, weight_of
 from ..flows.watch import Call
 from ..structure import Group, Structure
 from ..structure.kinds import at_old_size
 from ..task import Task, derived, plain
 from ..tree import Scores, Tree
-from .removal import in_order, increases, remove
+from .removal import damped, in_order, increases, remove
 from .unlabelled import Projection, along_signs
 
 MEMORY = 2**25  # bytes of inverses that are updated at a time
@@ -69,23 +67,20 @@ class Felt(Readings):
         self.gram: dict[Call, Tensor] = {}
         self.squares: dict[Call, Tensor] = {}
 
-    def meets(self, use: Use, call: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = len(self.pending)
-        y = super().meets(use, call, func, args, kwargs)
-        if len(self.pending) > before and y.requires_grad:
-            made = self.pending.pop()
-            with torch.no_grad():
-                some = made.drawn(EACH, self.batch)
-                u = plain(made.read(some)).double()
-                add(self.gram, call, u.mT @ u * (1 if some is None else made.positions / len(some)))
-            self.rows[call] += y.numel() // y.shape[made.axis]
-            reading, axis = made.reading, made.axis  # the hook holds no tensor of the graph
+    def reads(self, made: Made) -> None:
+        if not made.out.requires_grad:
+            return
+        reading, axis, call = made.reading, made.axis, made.reading.call  # the hook holds no tensor of the graph
+        with torch.no_grad():
+            some = made.drawn(EACH, self.batch)
+            u = plain(made.read(some)).double()
+            add(self.gram, call, u.mT @ u * (1 if some is None else made.positions / len(some)))
+        self.rows[call] += made.out.numel() // made.out.shape[axis]
 
-            def see(gradient: Tensor) -> None:
-                add(self.squares, call, rows_of(plain(gradient), reading, axis).double().square().sum(1, keepdim=True))
+        def see(gradient: Tensor) -> None:
+            add(self.squares, call, rows_of(plain(gradient), reading, axis).double().square().sum(1, keepdim=True))
 
-            y.register_hook(see)
-        return y
+        made.out.register_hook(see)  # type: ignore[no-untyped-call]
 
 
 def add(sums: dict[Call, Tensor], call: Call, value: Tensor) -> None:
@@ -107,11 +102,9 @@ def seen(task: Task, names: set[str], damping: float, projection: Projection) ->
     found = []
     for call, squares in felt.squares.items():
         reading, a = felt.found[call], felt.gram[call] / total
-        size = a.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        damped = a + damping * torch.where(size > 0, size, 1) * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
         weight = weights[reading.weight]
         w = matrix_of(weight.double(), reading) * (squares / felt.rows[call] / 2).sqrt()
-        found.append(Layer(reading, w, torch.cholesky_inverse(torch.linalg.cholesky(damped)), weight))
+        found.append(Layer(reading, w, torch.cholesky_inverse(torch.linalg.cholesky(damped(a, damping))), weight))
     return found
 
 

@@ -14,6 +14,12 @@ from torch import Tensor
 SHRINK = 0.75  # inverses are made smaller when so much of them is left
 
 
+def damped(a: Tensor, share: float) -> Tensor:
+    """A with so many of its mean eigenvalues added along the diagonal (one, where it is zero). a: (..., inputs, inputs)."""
+    size = a.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    return a + share * torch.where(size > 0, size, 1) * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+
+
 def in_order(w: Tensor, inverse: Tensor, size: int = 1, stay: tuple[int, int] | None = None, together: int = 1) -> Tensor:
     """Increases, in the order of removal never falling, as each problem loses one unit after the other: (problems, units).
 

@@ -197,8 +197,12 @@ class Readings(Following):
         matrix = matrix_read(use, call, args, kwargs) if reads else None
         if matrix is not None and use.x is not None:
             self.found[call] = Reading(call, name, self.name(use.bias), reads.pop(), len(matrix))
-            self.pending.append(Made(self.found[call], use, func, args, kwargs, y, use.x._version))
+            self.reads(Made(self.found[call], use, func, args, kwargs, y, use.x._version))
         return y
+
+    def reads(self, made: Made) -> None:
+        """A call that was looked for."""
+        self.pending.append(made)
 
     def behind(self, use: Use, x: Tensor) -> None:
         name = self.name(use.weight) or self.name(use.bias)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..budget import ROUNDING
 from ..criteria.layerwise import Layer, of_weight
+from ..criteria.removal import damped
 from ..criteria.sweep import swept, swept_runs
 from ..flows.reading import Reading, matrix_of, weight_of
 from ..smallest import smallest
@@ -49,10 +50,8 @@ def mask_for(met: Met, weight: Tensor, group: Group, amount: float, shifts: bool
     shifts: whether there is a bias, so that means do not count.
     """
     sums = met.train + met.held
-    uu, ur, _, _ = sums.deviations() if shifts else (sums.gram[:, :-1, :-1], sums.cross[:, :-1], None, None)
-    size = uu.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    damped = uu + DAMPING * torch.where(size > 0, size, 1) * torch.eye(uu.shape[1], dtype=uu.dtype, device=uu.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    uu, ur, _, _ = sums.deviations(shifts)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(uu, DAMPING)))
     w = matrix_of(weight.detach().double(), met.reading) * met.factor + inverse @ ur
     count = min(math.ceil((amount - ROUNDING) * group.size), group.size - 1)
     if group.run is not None:

@@ -26,13 +26,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..criteria.removal import damped
 from ..errors import BadInput
 from ..flows.reading import ROWS, Halting, Made, Reading, Readings, matrix_of, weight_of
 from ..flows.watch import Call
 from ..plan import Plan
 from ..structure.cut import twin
 from ..surgery import mask, masks
-from ..task import Task, device_of, evaluating, no_labels, running_on, seeded
+from ..task import Task, call, device_of, evaluating, no_labels, running_on, seeded
 from ..tree import Tree
 from .lockstep import Run, running
 
@@ -75,8 +76,10 @@ class Sums:
         """sum of |(u, 1) D - r|^2."""
         return float((change * (self.gram @ change - 2 * self.cross)).sum() + self.square.sum())
 
-    def deviations(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """C_uu, C_ur and the means of u and r."""
+    def deviations(self, shifts: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """C_uu, C_ur and the means of u and r; where nothing can take a shift, the sums themselves, and zero for the means."""
+        if not shifts:
+            return self.gram[:, :-1, :-1], self.cross[:, :-1], torch.zeros(()), torch.zeros(())
         number = self.gram[:, -1:, -1:]
         u, r = self.gram[:, -1:, :-1] / number, self.cross[:, -1:] / number
         return self.gram[:, :-1, :-1] - number * u.mT @ u, self.cross[:, :-1] - number * u.mT @ r, u, r
@@ -89,12 +92,10 @@ def fitted(train: Sums, held: Sums, kept: Tensor, shifts: bool) -> Tensor:
     """
 
     def at(sums: Sums, kept: Tensor, share: float | None) -> Tensor:
-        uu, ur, u, r = sums.deviations() if shifts else (sums.gram[:, :-1, :-1], sums.cross[:, :-1], torch.zeros(()), torch.zeros(()))
+        uu, ur, u, r = sums.deviations(shifts)
         change = torch.zeros_like(ur)
         if share is not None:
-            size = uu.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-            damped = uu + share * torch.where(size > 0, size, 1) * torch.eye(uu.shape[1], dtype=uu.dtype, device=uu.device)
-            change = solved(damped, ur, kept)
+            change = solved(damped(uu, share), ur, kept)
         return torch.cat([change, (r - u @ change) * kept.any(1, keepdim=True) if shifts else change[:, :1] * 0], 1)
 
     some = torch.arange(kept.shape[2], device=kept.device)
@@ -186,15 +187,15 @@ def leaves_of(model: nn.Module) -> Tree:
 
 def readings_of(model: nn.Module, wanted: dict[str, set[int] | None], inputs: object) -> Readings:
     readings = Readings(wanted)
-    with readings.on(leaves_of(model)):
-        running_on(inputs, 0, lambda args, kwargs: model(*args, **kwargs))
+    with readings.on(leaves_of(model)), running_on(inputs, 0):
+        call(model, inputs)
     return readings
 
 
 def halting(model: nn.Module, found: dict[Call, Reading], number: int, inputs: object, halt: Callable[[Made], None]) -> None:
     """One run of the model, in a thread."""
-    with torch.no_grad(), Halting(found, halt).on(leaves_of(model)):
-        running_on(inputs, number, lambda args, kwargs: model(*args, **kwargs))
+    with torch.no_grad(), Halting(found, halt).on(leaves_of(model)), running_on(inputs, number):
+        call(model, inputs)
 
 
 class Met(NamedTuple):

@@ -30,7 +30,7 @@ from ..resume import digest
 from ..structure.cut import twin
 from ..structure.kinds import SIZED, block_of, n_of_m_in, refuse_amount
 from ..structure.structure import Group
-from ..task import evaluating, running_on, seeded, split_batch
+from ..task import call, evaluating, running_on, seeded, split_batch
 from ..tree import Tree
 from .choose import Asked, mask_for, missing
 from .least_squares import Met, meeting, refit
@@ -155,8 +155,8 @@ def wanted(
         floors(whole, keep=amount.keys())  # refuses a pattern that none matches
     kept = {name for name, stay in floors(whole, keep=keep).items() if stay > 1}
     watch = Readings(dict.fromkeys(weights))
-    with watch, Loading(shelf, watch):
-        running_on(inputs, 0, lambda args, kwargs: model(*args, **kwargs))
+    with watch, Loading(shelf, watch), running_on(inputs, 0):
+        call(model, inputs)
     found, groups, left = {}, {}, {}
     once = {reading.weight: (call, reading) for call, reading in watch.once().items()}
     for name, value in weights.items():
@@ -192,8 +192,8 @@ def amount_of(name: str, amount: Amount | None) -> float:
 def halting(model: nn.Module, shelf: Shelf, found: dict[Call, Reading], number: int, inputs: object, halt: Callable[[Made], None]) -> None:
     """One run of a model, in a thread."""
     watch = Halting(found, halt)
-    with torch.no_grad(), watch, Loading(shelf, watch):
-        running_on(inputs, number, lambda args, kwargs: model(*args, **kwargs))
+    with torch.no_grad(), watch, Loading(shelf, watch), running_on(inputs, number):
+        call(model, inputs)
 
 
 def fitted_one(
