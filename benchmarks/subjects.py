@@ -28,13 +28,14 @@ images = cache(cifar10)  # two networks look at the same ones
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the data is, where the model runs, how many samples are measured on, and how many tested on."""
+    """Where the data is, where the model runs, how many samples are measured on (pairs of sentences: at most), and how many tested on."""
 
     data: Path
     device: str = "cpu"
     images: int = 1024
     test: int = 5000
     batch: int = 128
+    sentences: int = 256
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def keywords(name: str, given: Setting) -> Subject:
 
 def sentences(name: str, given: Setting) -> Subject:
     """Whole heads, and the inner channels of the feed-forward parts; the width that all layers share stays (its norms run over it)."""
-    number, tested, size = min(given.images, 256), min(given.test, 1379), 32
+    number, tested, size = min(given.images, given.sentences), min(given.test, 1379), 32
     model, example = minilm.minilm(), minilm.batches(given.data, "train", 2, 2, 0)[0][0]
     test = minilm.batches(given.data, "test", tested, 50, 0)
 

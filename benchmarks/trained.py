@@ -1,6 +1,6 @@
-"""What a short training brings back: ResNet-56 made smaller, repaired, trained for a few epochs; a ResNet-50 from end to end: docs/trained.md.
+"""What a short training brings back to a ResNet-56 made smaller; what a ResNet-50 takes from end to end: docs/trained.md.
 
-python benchmarks/trained.py --cases resnet56-2.11x    an epoch is kept as soon as it is over; the same call goes on from there
+python benchmarks/trained.py --cases resnet56-2.11x    every epoch is kept; the same call goes on from there
 python benchmarks/trained.py --cases resnet50-70%      trace, measure, choose, repair, save and compare, in one process
 python benchmarks/trained.py --table                   rewrite docs/trained.md from the rows that are there
 
@@ -25,7 +25,6 @@ import results
 import secateur as sc
 from images import cifar10
 from secateur.api import repaired
-from secateur.footprint import footprint
 from subjects import SUBJECTS, Setting, absent
 from zoo import need_torchvision
 
