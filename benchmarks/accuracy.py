@@ -102,6 +102,15 @@ def in_rounds(subject: Subject, case: Case, given: Setting, seed: int) -> nn.Mod
     return list(steps)[-1].model
 
 
+def independent(subject: Subject, case: Case, given: Setting, seed: int) -> nn.Module:
+    """As "least squares", but every weight on what the dense network makes."""
+    criterion, scope = BEST[case.structure]
+    data, structure = subject.calibration(seed, given.images), structure_of(subject, case)
+    scores = sc.merge(sc.measure(sc.Task(subject.model, data, subject.loss, seed), structure, criterion))
+    plan = sc.select(scores, structure, scope=scope, **amount(case))
+    return sc.shrink(sc.with_values(subject.model, sc.least_squares(subject.model, plan, data, sequential=False)), plan)
+
+
 def structure_of(subject: Subject, case: Case) -> sc.Structure:
     if ":" in case.cut:
         n, m = (int(part) for part in case.cut.split(":"))
@@ -140,7 +149,9 @@ def everywhere(case: Case) -> bool:
 WAYS: dict[str, tuple[Callable[[Subject, Case, Setting, int], nn.Module], Callable[[Case], bool]]] = {  # and where each can be had
     "least squares": (by(None, "least-squares"), everywhere),
     f"least squares, {ROUNDS} rounds": (in_rounds, lambda case: ":" not in case.cut),
-    "re-estimated": (by(None, "statistics"), lambda case: case.net != "minilm"),
+    "least squares, independent": (independent, lambda case: case.cut.endswith("x")),
+    "moments": (by(None, "moments"), lambda case: case.net in ("dscnn", "minilm")),
+    "re-estimated": (by(None, "statistics"), lambda case: case.net not in ("dscnn", "minilm")),
     "no repair": (by(None, None), everywhere),
     "magnitude": (by("magnitude", "statistics"), everywhere),
     "magnitude, least squares": (by("magnitude", "least-squares"), everywhere),
@@ -165,13 +176,15 @@ def page(rows: list[results.Row]) -> str:
         "# What repair keeps",
         "Written by `python benchmarks/accuracy.py`; rows in `benchmarks/results/accuracy.json`. Trained networks lose channels (of the "
         "residual ones those inside blocks), heads and inner channels of feed-forward parts, or connections (of what multiplies "
-        "something). No weight is trained. Top-1 in %; of MiniLM the rank correlation on STS-B, times 100; on data that nothing was "
-        "chosen by (CIFAR-10: test images). Several samples of data to calibrate on: mean ± half the range. Beside it the seconds from "
-        "the trained network to the smaller one, and the peak of memory of the process.\n\n"
+        "something). No weight is trained; docs/trained.md has what training brings back. Top-1 in %; of MiniLM the rank correlation on "
+        "STS-B, times 100; on data that nothing was chosen by (CIFAR-10: test images). samples: to choose and fit by; of several seeds, "
+        "which draw them, mean ± half the range. seconds: from the trained network to the smaller one, on a machine that did other work, "
+        "too. MiB: the process's peak.\n\n"
         "*least squares*, *re-estimated*, *no repair*: chosen by `gradient_activation` per MAC (channels), `exact_obs` (per MAC of heads "
         f'and feed-forward; connections); then `repair=` "least-squares", "statistics", None. *{ROUNDS} rounds*: chosen and fitted so '
-        "often, each time on what the last one left. *magnitude* (of channels by layer), *random* and what others choose: batch norms "
-        "re-estimated, where there are any.",
+        "often, each time on what the last one left. *independent*: each weight fitted on what the dense network makes. *moments*: each "
+        "output has its mean and variance again; there is no batch norm to re-estimate. *magnitude* (of channels by layer), *random* and "
+        "what others choose: batch norms re-estimated, where there are any.",
     ]
     for case in CASES.values():
         mine = [row for row in rows if row["case"] == case.name and "way" in row]
@@ -183,11 +196,11 @@ def page(rows: list[results.Row]) -> str:
         about = max(mine, key=lambda row: int(str(row["images"])))
         saved = " fewer MACs" if case.cut.endswith("x") else ""
         parts.append(
-            f"## {case.net}, {case.structure}, {case.cut}{saved}\n\nDense: {results.percent(dense)}.{goal} Calibrated on "
-            f"{about['images']:,} samples, tested on {about['test']:,}. Commit: {about['commit']}. Machine: {about['machine']}."
+            f"## {case.net}, {case.structure}, {case.cut}{saved}\n\nDense: {results.percent(dense)}.{goal} Tested on {about['test']:,}. "
+            f"Commits: {', '.join(sorted({str(row['commit']) for row in mine}))}. Machine: {about['machine']}."
         )
         lines = [line(way, [row for row in mine if row["way"] == way]) for way in WAYS if any(row["way"] == way for row in mine)]
-        parts.append(results.table(("", "score", "samples", "seconds", "MiB"), lines))
+        parts.append(results.table(("", "score", "samples", "seeds", "seconds", "MiB"), lines))
         lacking = [way for way, (_, where) in WAYS.items() if where(case) and not any(row["way"] == way for row in mine)]
         if lacking:
             parts.append(f"Not run yet: {'; '.join(lacking)}.")
@@ -211,7 +224,8 @@ def headline(rows: list[results.Row]) -> str:
 def line(way: str, rows: list[results.Row]) -> list[str]:
     scores, seconds, peaks = ([float(str(row[key])) for row in rows] for key in ("score", "seconds", "MiB"))
     spread = f" ± {50 * (max(scores) - min(scores)):.2f}" if len(scores) > 1 else ""
-    return [way, f"{100 * mean(scores):.2f}{spread}", f"{len(scores)}", f"{mean(seconds):.0f}", f"{mean(peaks):,.0f}"]
+    samples = " and ".join(f"{number:,}" for number in sorted({int(str(row["images"])) for row in rows}))
+    return [way, f"{100 * mean(scores):.2f}{spread}", samples, f"{len(scores)}", f"{mean(seconds):.0f}", f"{mean(peaks):,.0f}"]
 
 
 def main() -> int:

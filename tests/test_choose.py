@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.flows.reading import Reading, matrix_of
 from secateur.flows.watch import Call
-from secateur.repair.choose import DAMPING, Asked, mask_for, missing
+from secateur.repair.choose import DAMPING, Asked, mask_for
 from secateur.repair.least_squares import Met, Sums
 
 READING = Reading(Call("w", 1, "linear"), "w", "b", 1, 1)
@@ -92,7 +92,7 @@ def test_inputs_that_are_always_zero_leave_first_and_nothing_fails() -> None:
 def test_what_a_mask_takes_is_missing_too() -> None:
     u, r, weight = drawn(6, 4)
     gone = weight * (torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5)
-    then, expected = missing(met_by(u, r, factor=0.5), gone), met_by(u, r + 0.5 * u @ matrix_of(gone, READING), factor=0.5)
+    then, expected = met_by(u, r, factor=0.5).without(gone), met_by(u, r + 0.5 * u @ matrix_of(gone, READING), factor=0.5)
     for found, wanted in ((then.train, expected.train), (then.held, expected.held)):
         for name in ("gram", "cross", "square"):
             torch.testing.assert_close(getattr(found, name), getattr(wanted, name))

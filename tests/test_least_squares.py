@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
@@ -12,51 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
-from cases import Net
+from repairs import NETS, made, planned
 from secateur.api import structure_of
 from secateur.errors import BadInput
 from secateur.repair import least_squares
-from secateur.repair.least_squares import HELD_BY_A_RUN, Sums, fitted, solved
+from secateur.repair.least_squares import GRID, fitted, solved
+from secateur.repair.side_by_side import Sums
+from secateur.select import select_each
 from secateur.surgery import masks, with_values
-
-
-def conv(a: int, b: int, **words: object) -> nn.Module:
-    return nn.Conv2d(a, b, 3, padding=1, **words)  # type: ignore[arg-type]
-
-
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "linear": (lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), (5,)),
-    "without bias": (lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3, bias=False)), (5,)),
-    "sequences": (lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), (4, 5)),
-    "matrix": (lambda: Net(lambda n, x: n.a(x).tanh() @ n.w, a=nn.Linear(5, 8), w=nn.Parameter(torch.randn(8, 3))), (5,)),
-    "convolutions": (lambda: nn.Sequential(conv(2, 8), nn.ReLU(), conv(8, 3)), (2, 6, 6)),
-    "strides": (lambda: nn.Sequential(conv(2, 8), nn.ReLU(), conv(8, 6, stride=2), nn.ReLU(), conv(6, 3, dilation=2)), (2, 9, 8)),
-    "batch norm": (
-        lambda: nn.Sequential(conv(2, 8), nn.ReLU(), conv(8, 6, bias=False), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 3)), (2, 6, 6),
-    ),
-    "transposed": (lambda: nn.Sequential(conv(2, 8), nn.ReLU(), nn.ConvTranspose2d(8, 3, 3, 2, 1, 1)), (2, 6, 6)),
-    "flattened": (lambda: nn.Sequential(conv(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 3)), (2, 4, 4)),
-    "residual": (lambda: Net(lambda n, x: n.c(n.a(x) + n.b(n.a(x).relu()).tanh()), a=conv(2, 6), b=conv(6, 6), c=conv(6, 3)), (2, 5, 5)),
-}  # fmt: skip
-
-
-def made(name: str, samples: int = 40) -> tuple[nn.Module, list[tuple[Tensor, Tensor]], Tensor]:
-    torch.manual_seed(0)
-    build, shape = NETS[name]
-    model = build().double().eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    x = torch.randn(samples, *shape, dtype=torch.float64)
-    return model, [(part, torch.zeros(len(part))) for part in x.split(8)], x
-
-
-def planned(model: nn.Module, x: Tensor, amount: float = 0.4) -> sc.Plan:
-    structure = sc.channels(model, x[:2])
-    chance = torch.Generator().manual_seed(1)
-    scores = {name: torch.rand(group.shape, generator=chance) for name, group in structure.groups.items()}
-    return sc.select(scores, structure, amount)
 
 
 def error(one: nn.Module, other: nn.Module, x: Tensor) -> float:
@@ -104,7 +66,7 @@ def test_it_is_the_solution_of_the_normal_equations() -> None:
     centred, deviations = u - u.mean(0), y - y.mean(0)
     found, none = [], torch.zeros(len(kept), 3, dtype=torch.float64)
     mean = centred.square().sum() / 8  # of all columns, removed ones being zero
-    for share in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+    for share in GRID:
         rows = torch.cat([centred, (share * mean).sqrt() * torch.eye(len(kept), dtype=torch.float64)])
         found.append(w0 + torch.linalg.lstsq(rows, torch.cat([deviations - centred @ w0.T, none])).solution.T)
     assert any(torch.allclose(values["2.weight"][:, kept], w) for w in found)
@@ -112,6 +74,35 @@ def test_it_is_the_solution_of_the_normal_equations() -> None:
     torch.testing.assert_close(values["2.bias"], y.mean(0) - w @ u.mean(0))
     gone = torch.ones(8, dtype=torch.bool).index_fill(0, kept, False)
     assert not values["2.weight"][:, gone].any()
+
+
+def test_of_dense_features_every_weight_is_fitted_by_itself() -> None:
+    """Whatever leaves before it: by torch.linalg.lstsq on what the dense model makes, lambda as more rows."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    x = torch.randn(40, 5, dtype=torch.float64)
+    data = [(part, torch.zeros(len(part))) for part in x.split(8)]
+    structure = sc.channels(model, x[:2])
+    scores = {name: torch.arange(group.size).double() for name, group in structure.groups.items()}
+    plan = select_each(scores, structure, dict.fromkeys(scores, 0.5))
+    values = least_squares(model, plan, data, sequential=False)
+    assert values.keys() == {"2.weight", "2.bias", "4.weight", "4.bias"}
+    for layer in (2, 4):
+        inputs = plan.kept[f"{layer}.weight"][1]
+        outputs = plan.kept[f"{layer}.weight"][0] if layer == 2 else torch.arange(4)
+        whole, wanted = model[:layer](x).detach(), model[: layer + 1](x).detach()[:, outputs]
+        assert inputs is not None and outputs is not None
+        u, w0 = whole[:, inputs], model[layer].weight.detach()[outputs][:, inputs]
+        centred, deviations, found = u - u.mean(0), wanted - wanted.mean(0), []
+        mean = (whole - whole.mean(0)).square().sum() / whole.shape[1]
+        for share in GRID:
+            rows = torch.cat([centred, (share * mean).sqrt() * torch.eye(len(inputs), dtype=torch.float64)])
+            lacking = torch.cat([deviations - centred @ w0.T, torch.zeros(len(inputs), len(outputs), dtype=torch.float64)])
+            found.append(w0 + torch.linalg.lstsq(rows, lacking).solution.T)
+        now = values[f"{layer}.weight"][outputs][:, inputs]
+        assert any(torch.allclose(now, w) for w in found)
+        torch.testing.assert_close(values[f"{layer}.bias"][outputs], wanted.mean(0) - now @ u.mean(0))
+    assert error(sc.shrink(with_values(model, values), plan), model, x) < error(sc.shrink(model, plan), model, x)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 50])
@@ -133,15 +124,6 @@ def test_nothing_is_changed_for_the_worse(rows: int) -> None:
                     assert (train + held).error(change) < (train + held).error(nothing)
                 left = torch.cat([u, torch.ones(2, 2 * rows, 1).double()], -1) @ change - y
                 assert held.error(change) == pytest.approx(float(left[:, rows:].square().sum()))
-
-
-def test_sums_of_half_precision_are_not_taken_in_it() -> None:
-    u, y = (torch.randn(1, 500, size, generator=torch.Generator().manual_seed(0)).half() + 8 for size in (4, 3))
-    sums, expected = Sums.none(u, y), Sums.none(u, y)
-    sums.add(u, y)
-    expected.add(u.double(), y.double())
-    torch.testing.assert_close(sums.gram, expected.gram, rtol=1e-6, atol=0)
-    torch.testing.assert_close(sums.cross, expected.cross, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("outputs", ["alike", "each", "none"])
@@ -174,23 +156,6 @@ def test_prune_repairs_by_least_squares() -> None:
         sc.prune(model, x[:2], labelled, loss, amount=0.4, repair="lsq")
 
 
-def test_of_much_data_only_the_first_batches_are_looked_at() -> None:
-    model, data, x = made("convolutions")
-    plan, asked = planned(model, x), list[int]()
-
-    class Endless:
-        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            for number in itertools.count():
-                asked.append(number)
-                yield data[number % len(data)]
-
-    large = 8 * 8 * (8 + 3) * 36 * HELD_BY_A_RUN  # of a batch of eight images: eight channels are read, three made
-    values = least_squares(model, plan, Endless(), memory=3 * large)
-    assert max(asked) == 2
-    for name, value in least_squares(model, plan, data[:3]).items():
-        torch.testing.assert_close(values[name], value, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("structure", ["weights", "2:4", "1x2", "layers"])
 def test_whatever_left_is_made_up_for(structure: str) -> None:
     model, data, x = made("residual" if structure == "layers" else "convolutions")
@@ -219,16 +184,3 @@ class Residual(nn.Module):
         return x + self.b(self.a(x).tanh())
 
 
-def test_a_model_that_goes_another_way_is_refused() -> None:
-    model = Net(lambda n, x: n.c(n.b(x) if x.sum() > 0 else n.a(x)), a=nn.Linear(5, 8), b=nn.Linear(5, 8), c=nn.Linear(8, 3)).double()
-    plan = sc.select({name: torch.rand(group.shape) for name, group in sc.weights(model).groups.items()}, sc.weights(model), 0.5)
-    with pytest.raises(BadInput, match="in another order for some inputs"):
-        least_squares(model, plan, [(sign * torch.ones(4, 5).double(), torch.zeros(4)) for sign in (1, -1)])
-
-
-def test_what_is_not_finite_is_said() -> None:
-    model, data, x = made("linear")
-    plan = planned(model, x)
-    data[1][0][0, 0] = float("inf")
-    with pytest.raises(BadInput, match=r"What 0\.weight reads or makes is not finite"):
-        least_squares(model, plan, data)

@@ -18,7 +18,7 @@ from .measure import measure
 from .optimizers import rebind
 from .plan import Plan
 from .rates import RATES
-from .repair import PrunedShards, least_squares, prune_shards, reestimate
+from .repair import PrunedShards, least_squares, match_moments, prune_shards, reestimate
 from .rounds import Round, rounds
 from .schedule import SCHEDULES
 from .scope import SCOPES, per
@@ -77,6 +77,7 @@ __all__ = [
     "least_squares",
     "load",
     "mask",
+    "match_moments",
     "measure",
     "merge",
     "n_of_m",

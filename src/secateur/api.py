@@ -27,7 +27,7 @@ from .floors import Limit
 from .latency import Latency
 from .measure import measure
 from .plan import Plan
-from .repair import least_squares, reestimate
+from .repair import least_squares, match_moments, reestimate
 from .scope import Scope, per
 from .select import select
 from .sensitivity import Sensitivity, merge
@@ -37,7 +37,7 @@ from .structure import channels as traced_channels
 from .structure.kinds import SIZED, block_of, n_of_m_in, refuse_amount
 from .surgery import proved, shrink, with_values
 from .task import Loss, Task
-from .tree import Scores
+from .tree import Scores, Tree
 
 Progress = Callable[[int, "int | None"], None]
 
@@ -107,7 +107,8 @@ def prune(
     as_graph: prune the model as an exported graph, in which sizes follow that are written in its code; what comes back is that graph.
     repair: "least-squares" fits what is left of the weights, so that they make what they made in the dense model, on as many of the
         batches as fit in 2 GiB of activations; "statistics" re-estimates batch norms only, by the difference to the dense model, in a
-        tenth of the time; None leaves all as it is. None of them looks at labels.
+        tenth of the time; "moments" gives each output the mean and variance that it had, where there are no batch norms; None leaves all
+        as it is. None of them looks at labels.
     Raises the errors of the stages: BadInput, BadLoss, NothingToPrune, BudgetUnreachable.
     """
     if curves is not None and (threshold is not None or scope != "global"):
@@ -238,12 +239,19 @@ def repaired(
     return REPAIRS[repair](pruned, dense, data, plan, progress)
 
 
-def refitted(pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan: Plan, progress: Progress | None) -> nn.Module:
-    return shrink(with_values(dense, least_squares(dense, plan, data, progress=progress)), plan)
+def with_new(fit: Callable[..., Tree]) -> Repair:
+    """The smaller model with the values that the fit finds for the dense one."""
+
+    def repair(pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan: Plan, progress: Progress | None) -> nn.Module:
+        return shrink(with_values(dense, fit(dense, plan, data, progress=progress)), plan)
+
+    return repair
 
 
-REPAIRS: dict[str | None, Callable[[nn.Module, nn.Module, Iterable[object], Plan, Progress | None], nn.Module]] = {
-    "least-squares": refitted,
+Repair = Callable[[nn.Module, nn.Module, Iterable[object], Plan, "Progress | None"], nn.Module]
+REPAIRS: dict[str | None, Repair] = {
+    "least-squares": with_new(least_squares),
     "statistics": lambda pruned, dense, data, plan, _: reestimate(pruned, dense, data, plan),
+    "moments": with_new(match_moments),
     None: lambda pruned, *_: pruned,
 }

@@ -182,7 +182,7 @@ def prune(
     as_graph: AsGraph = False,
     schedule: Annotated[str, typer.Option(metavar="NAME", help="one-shot, linear or cubic")] = "one-shot",
     steps: Annotated[int, typer.Option(metavar="N", help="rounds of a gradual schedule")] = 5,
-    repair: Annotated[str, typer.Option(metavar="NAME", help="or statistics, or none")] = "least-squares",
+    repair: Annotated[str, typer.Option(metavar="NAME", help="or statistics, moments, none")] = "least-squares",
     tune: Annotated[int, typer.Option(metavar="EPOCHS", help="of fine-tuning, after every round")] = 0,
     lr: Annotated[float, typer.Option(metavar="RATE", help="of fine-tuning")] = 1e-3,
     warmup: Annotated[float, typer.Option(metavar="0..1", help="the share of it in which the rate rises")] = 0.0,

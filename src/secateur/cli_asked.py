@@ -151,7 +151,7 @@ def check(asked: Asked) -> None:
     one_of(asked.of, (*COSTS, *RUN), "cost")
     one_of(asked.scope, ALL_SCOPES, "scope")
     one_of(asked.schedule, SCHEDULES, "schedule")
-    one_of(asked.repair, ("least-squares", "statistics", "none"), "repair")
+    one_of(asked.repair, ("least-squares", "statistics", "moments", "none"), "repair")
     kinds_of(asked.units, asked.structure)
     check_ways(asked)
     if asked.threshold is not None:

@@ -250,6 +250,8 @@ def check_scores(scores: Scores, structure: Structure) -> None:
                 f"The group {name} has units {structure.groups[name].shape}, but scores {tuple(scores[name].shape)}. "
                 "Use scores that were measured on this structure."
             )
+        if not scores[name].is_floating_point():
+            raise BadInput(f"The scores of the group {name} are {scores[name].dtype}. Give floating-point numbers: scores.double().")
         if not all_finite(scores[name]):
             raise BadInput(f"The scores of the group {name} are not all finite, so they cannot be ranked. Measure again.")
 

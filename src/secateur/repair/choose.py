@@ -21,7 +21,7 @@ from ..flows.reading import Reading, matrix_of, weight_of
 from ..smallest import smallest
 from ..structure.structure import Group, Run
 from ..structure.tiles import blocks_along, spread
-from .least_squares import Met, Sums
+from .side_by_side import Met
 
 DAMPING = 1e-2  # lambda, in mean eigenvalues of C_uu
 EXACT = 2**33  # outputs x inputs^3 up to which the order of removal is exact: about ten seconds of one core
@@ -60,16 +60,3 @@ def mask_for(met: Met, weight: Tensor, group: Group, amount: float, shifts: bool
         return weight_of(swept(w, inverse, count), weight, met.reading)
     scores = of_weight(Layer(met.reading, w, inverse, weight), group)
     return spread(~smallest(scores.flatten(), count).view(group.shape), group.block, weight.shape)
-
-
-def missing(met: Met, gone: Tensor) -> Met:
-    """The sums, when what is missing is also what `gone`, a part of the weight, makes: r + s u W_gone."""
-    lost = matrix_of(gone.double(), met.reading) * met.factor
-    lost = torch.cat([lost, torch.zeros_like(lost[:, :1])], 1)
-    return met._replace(train=more(met.train, lost), held=more(met.held, lost))
-
-
-def more(sums: Sums, lost: Tensor) -> Sums:
-    """sum of |(u, 1) D - r - (u, 1) L|^2, as sums for D."""
-    made = sums.gram @ lost
-    return Sums(sums.gram, sums.cross + made, sums.square + (lost * (2 * sums.cross + made)).sum(1))

@@ -17,72 +17,22 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from ..criteria.removal import damped
-from ..errors import BadInput
-from ..flows.reading import ROWS, Halting, Made, Reading, Readings, matrix_of, weight_of
-from ..flows.watch import Call
+from ..flows.reading import matrix_of, weight_of
 from ..plan import Plan
-from ..structure.cut import twin
-from ..surgery import mask, masks
-from ..task import Task, call, device_of, evaluating, no_labels, running_on, seeded
+from ..surgery import masks
 from ..tree import Tree
-from .lockstep import Run, running
+from .side_by_side import MEMORY, Met, Progress, Sums, in_lockstep
 
-HELD = 5  # of so many samples of a batch, the last one is held out
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lambda, in mean eigenvalues of C_uu
 SOME = 8  # outputs that lambda is chosen by, where each is solved for itself
 STILL = 1e-6  # an output of so small a factor, beside the largest, is left alone
 SYSTEMS = 2**28  # bytes of systems that are solved at once
-MEMORY = 2**31  # bytes of activations of all batches that are looked at
-HELD_BY_A_RUN = 6  # times the largest input and output of a call: of two models what comes in, what goes out, and what waits to be added
-
-
-@dataclass
-class Sums:
-    """Sums of products over rows, in float64: of (u, 1) with itself and with r, (groups, inputs + 1, ...), and of r with itself."""
-
-    gram: Tensor
-    cross: Tensor
-    square: Tensor
-
-    @staticmethod
-    def none(u: Tensor, r: Tensor) -> Sums:
-        groups, inputs, outputs = len(u), u.shape[2] + 1, r.shape[2]
-        shapes = (groups, inputs, inputs), (groups, inputs, outputs), (groups, outputs)
-        return Sums(*(torch.zeros(shape, dtype=torch.float64, device=u.device) for shape in shapes))
-
-    def add(self, u: Tensor, r: Tensor) -> None:
-        one, r = torch.cat([u, torch.ones_like(u[..., :1])], -1).double(), r.double()
-        self.gram += one.mT @ one
-        self.cross += one.mT @ r
-        self.square += r.square().sum(1)
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.gram + other.gram, self.cross + other.cross, self.square + other.square)
-
-    def of(self, outputs: Tensor) -> Sums:
-        return Sums(self.gram, self.cross[..., outputs], self.square[..., outputs])
-
-    def error(self, change: Tensor) -> float:
-        """sum of |(u, 1) D - r|^2."""
-        return float((change * (self.gram @ change - 2 * self.cross)).sum() + self.square.sum())
-
-    def deviations(self, shifts: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """C_uu, C_ur and the means of u and r; where nothing can take a shift, the sums themselves, and zero for the means."""
-        if not shifts:
-            return self.gram[:, :-1, :-1], self.cross[:, :-1], torch.zeros(()), torch.zeros(())
-        number = self.gram[:, -1:, -1:]
-        u, r = self.gram[:, -1:, :-1] / number, self.cross[:, -1:] / number
-        return self.gram[:, :-1, :-1] - number * u.mT @ u, self.cross[:, :-1] - number * u.mT @ r, u, r
 
 
 def fitted(train: Sums, held: Sums, kept: Tensor, shifts: bool) -> Tensor:
@@ -144,8 +94,9 @@ def least_squares(
     plan: Plan,
     data: Iterable[object],
     every: bool = True,
+    sequential: bool = True,
     memory: int = MEMORY,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tree:
     """New values of the weights of `model` after this plan, and of biases and running means: `with_values` takes them.
 
@@ -154,80 +105,17 @@ def least_squares(
     data: batches of (inputs, targets) or dicts; targets are not looked at. Both models are run on all batches at once, side by side, so
     of a large data set only the first ones are looked at: as many as have activations of about `memory` bytes, and one at least.
     every: fit all weights, so that they make up for what those before them left; else only those that lose what they read.
+    sequential: fit on what the pruned model makes, weight after weight; else on what the dense model makes, each by itself, those only that
+        lose what they read (as He et al. do).
     progress: called with (weights fitted, weights in all). Raises BadInput where there is no data, or some is run through other calls.
     """
-    pruned, kept = mask(model, plan), masks(plan)
-    buffers = dict(model.named_buffers())  # some modules count in evaluation, too
-    dense = twin(model, lambda name, value: value.clone() if name in buffers else value)
+    kept = masks(plan)
     wanted: dict[str, set[int] | None] = dict.fromkeys(kept)
-    if every:
-        wanted = {name: None for name, _ in pruned.named_parameters()}
+    if every and sequential:
+        wanted = {name: None for name, _ in model.named_parameters()}
     elif plan.kept:
         wanted = {name: {d for d, index in enumerate(dims) if index is not None} for name, dims in plan.kept.items()}
-    batches = (inputs for inputs, _ in Task(pruned, data, no_labels).batches())
-    values = dict([*pruned.named_parameters(), *pruned.named_buffers()])
-    changed: set[str] = set()
-    with torch.no_grad(), seeded(0, device_of(model)), evaluating(pruned), evaluating(dense):
-        first = next(batches)
-        readings = readings_of(pruned, wanted, first)
-        found, number = readings.once(), max(1, memory // (HELD_BY_A_RUN * readings.largest))
-        some = [first, *islice(batches, number - 1)]
-        bodies = [partial(halting, one, found, *pair) for one in (pruned, dense) for pair in enumerate(some)]
-        with running(bodies) as runs:
-            for number in range(1, len(found) + 1):
-                changed |= refit(values, kept, meeting(runs[: len(some)], runs[len(some) :]))
-                if progress:
-                    progress(number, len(found))
-    return {name: values[name].detach() for name in changed}
-
-
-def leaves_of(model: nn.Module) -> Tree:
-    return {name: value.requires_grad_() for name, value in model.named_parameters() if value.is_floating_point()}
-
-
-def readings_of(model: nn.Module, wanted: dict[str, set[int] | None], inputs: object) -> Readings:
-    readings = Readings(wanted)
-    with readings.on(leaves_of(model)), running_on(inputs, 0):
-        call(model, inputs)
-    return readings
-
-
-def halting(model: nn.Module, found: dict[Call, Reading], number: int, inputs: object, halt: Callable[[Made], None]) -> None:
-    """One run of the model, in a thread."""
-    with torch.no_grad(), Halting(found, halt).on(leaves_of(model)), running_on(inputs, number):
-        call(model, inputs)
-
-
-class Met(NamedTuple):
-    """What all batches say of one weight. factor: s, (groups, 1, outputs)."""
-
-    reading: Reading
-    train: Sums
-    held: Sums
-    factor: Tensor
-
-
-def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]]) -> Met:
-    """Let all runs go on to the next halt."""
-    met: Met | None = None
-    for number, (one, other) in enumerate(zip(pruned, dense)):
-        made, wanted = one.on(), other.on()
-        if made is None or wanted is None or made.reading != wanted.reading or (met and met.reading != made.reading):
-            raise BadInput(
-                "The model calls its weights in another order for some inputs, or some of them not at all, so they cannot be fitted. "
-                "Give inputs that all go the same way through it; in prune, repair='statistics' takes any."
-            )
-        some = made.drawn(ROWS // len(pruned), number)
-        u, r = made.read(some), made.rows(wanted.total - made.total, some)
-        met = met or Met(made.reading, Sums.none(u, r), Sums.none(u, r), made.factor().double())
-        cut = max(1, u.shape[1] * (HELD - 1) // HELD)
-        met.train.add(u[:, :cut], r[:, :cut])
-        met.held.add(u[:, cut:], r[:, cut:])
-    assert met is not None  # there is a batch
-    if not all(value.isfinite().all() for sums in (met.train, met.held) for value in (sums.gram, sums.cross)):
-        where = f"What {met.reading.weight} reads or makes is not finite on this data."
-        raise BadInput(f"{where} Look at the data, and at the weights before it.")
-    return met
+    return in_lockstep(model, plan, data, wanted, refit, memory, progress, sequential)
 
 
 def refit(values: Tree, kept: Tree, met: Met) -> set[str]:

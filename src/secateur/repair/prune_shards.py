@@ -32,10 +32,11 @@ from ..structure.kinds import SIZED, block_of, n_of_m_in, refuse_amount
 from ..structure.structure import Group
 from ..task import call, evaluating, running_on, seeded, split_batch
 from ..tree import Tree
-from .choose import Asked, mask_for, missing
-from .least_squares import Met, meeting, refit
+from .choose import Asked, mask_for
+from .least_squares import refit
 from .lockstep import running
 from .parts import Parts, Told
+from .side_by_side import Met, meeting
 from .stored import stored
 from .streamed import Loading, Shelf, built, names_in, with_buffers
 
@@ -206,7 +207,7 @@ def fitted_one(
     reading = met.reading
     weight, shift = values[reading.weight], reading.bias or (reading.mean if reading.mean in values else None)
     mask = mask_for(met, weight, group, amount, shift is not None)
-    then = missing(met, weight * ~mask)
+    then = met.without(weight * ~mask)
     weight *= mask
     before = {name: values[name].detach().to(torch.float64, copy=True) for name in (reading.weight, shift) if name is not None}
     changed = refit(values, {reading.weight: mask}, then)

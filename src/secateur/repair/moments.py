@@ -1,0 +1,61 @@
+"""Mean and variance of every output as they were, where no batch norm is there to be re-estimated.
+
+    W_o <- W_o sd(dense y_o) / sd(y_o),    b_o <- b_o + mean(dense y_o) - mean(y_o), the mean being that of the scaled output
+
+The shift alone is bias correction (Nagel et al., 2019, "Data-free quantization", section 4.2, there for quantised weights); the scale does
+for a weight what re-estimation does for a batch norm. Weight after weight, as in `least_squares`, but two numbers for each output, so few
+samples will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..flows.reading import matrix_of, weight_of
+from ..plan import Plan
+from ..tree import Tree
+from .side_by_side import MEMORY, Met, Progress, in_lockstep
+
+STILL = 1e-6  # a variance this small beside the other one is rounding: the output stands still
+
+
+def match_moments(
+    model: nn.Module, plan: Plan, data: Iterable[object], memory: int = MEMORY, progress: Progress | None = None
+) -> Tree:  # fmt: skip
+    """New values of weights and biases of `model` after this plan, so that each output has the mean and the variance that it had.
+
+    Where a weight has no bias, the running mean of a batch norm behind it takes the shift; where there is neither, it is only scaled.
+    The arguments and errors are those of `least_squares`; `with_values` takes what comes back. Without a plan's cut nothing moves.
+    """
+    wanted: dict[str, set[int] | None] = {name: None for name, _ in model.named_parameters()}
+    return in_lockstep(model, plan, data, wanted, matched, memory, progress, in_front=False)
+
+
+def matched(values: Tree, kept: Tree, met: Met) -> set[str]:
+    """Change the weight of this call, and its bias or the running mean behind it; their names."""
+    reading, sums = met.reading, met.train + met.held
+    weight = values[reading.weight]
+    w = matrix_of(weight.detach().double(), reading)
+    scale, shift = scale_and_shift(w, sums.gram, sums.cross, sums.square)
+    weight.copy_(weight_of((w * scale).expand_as(w), weight, reading))
+    taker = reading.bias or (reading.mean if reading.mean in values else None)
+    if taker is not None:
+        left = kept.get(reading.weight, torch.ones((), dtype=torch.bool)).to(weight.device).expand(weight.shape)
+        shift = shift * matrix_of(left, reading).any(1, keepdim=True)
+        values[taker] += (shift if reading.bias else -shift).flatten()
+    return {reading.weight, *([taker] if taker else [])}
+
+
+def scale_and_shift(w: Tensor, gram: Tensor, cross: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    """Of what is made, u w: the factor, and what is added afterwards, (groups, 1, outputs). w: (groups, inputs, outputs), else `Sums`."""
+    number = gram[:, -1:, -1:]
+    u, r = gram[:, -1:, :-1] / number, cross[:, -1:] / number
+    uu, ur = gram[:, :-1, :-1] / number - u.mT @ u, cross[:, :-1] / number - u.mT @ r
+    var = (w * (uu @ w)).sum(1, keepdim=True)
+    dense = var + 2 * (w * ur).sum(1, keepdim=True) + square[:, None] / number - r.square()
+    still = (var <= STILL * dense) | (dense <= STILL * var)
+    scale = torch.where(still, 1, (dense / torch.where(still, 1, var)).sqrt())
+    return scale, r + (1 - scale) * (u @ w)

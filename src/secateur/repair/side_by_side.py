@@ -1,0 +1,181 @@
+"""The dense model and the pruned one, run side by side on all batches, and halted at every weight: what one lacks of the other there.
+
+Met at a weight: sums of products over samples and positions, of u, what it reads in the pruned model, and r, what is missing of the dense
+model's output, with themselves and with each other. Whatever is fitted by squares is fitted by these. It is changed before the runs go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BadInput
+from ..flows.reading import ROWS, Halting, Made, Reading, Readings, matrix_of
+from ..flows.watch import Call
+from ..plan import Plan
+from ..structure.cut import twin
+from ..surgery import mask, masks
+from ..task import Task, call, device_of, evaluating, no_labels, running_on, seeded
+from ..tree import Tree
+from .lockstep import Run, running
+
+HELD = 5  # of so many samples of a batch, the last one is held out
+MEMORY = 2**31  # bytes of activations of all batches that are looked at
+HELD_BY_A_RUN = 6  # times the largest input and output of a call: of two models what comes in, what goes out, and what waits to be added
+
+Progress = Callable[[int, "int | None"], None]
+
+
+@dataclass
+class Sums:
+    """Sums of products over rows, in float64: of (u, 1) with itself and with r, (groups, inputs + 1, ...), and of r with itself."""
+
+    gram: Tensor
+    cross: Tensor
+    square: Tensor
+
+    @staticmethod
+    def none(u: Tensor, r: Tensor) -> Sums:
+        groups, inputs, outputs = len(u), u.shape[2] + 1, r.shape[2]
+        shapes = (groups, inputs, inputs), (groups, inputs, outputs), (groups, outputs)
+        return Sums(*(torch.zeros(shape, dtype=torch.float64, device=u.device) for shape in shapes))
+
+    def add(self, u: Tensor, r: Tensor) -> None:
+        one, r = torch.cat([u, torch.ones_like(u[..., :1])], -1).double(), r.double()
+        self.gram += one.mT @ one
+        self.cross += one.mT @ r
+        self.square += r.square().sum(1)
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.gram + other.gram, self.cross + other.cross, self.square + other.square)
+
+    def without(self, lost: Tensor) -> Sums:
+        """sum of |(u, 1) D - r - (u, 1) lost|^2, as sums for D."""
+        made = self.gram @ lost
+        return Sums(self.gram, self.cross + made, self.square + (lost * (2 * self.cross + made)).sum(1))
+
+    def of(self, outputs: Tensor) -> Sums:
+        return Sums(self.gram, self.cross[..., outputs], self.square[..., outputs])
+
+    def error(self, change: Tensor) -> float:
+        """sum of |(u, 1) D - r|^2."""
+        return float((change * (self.gram @ change - 2 * self.cross)).sum() + self.square.sum())
+
+    def deviations(self, shifts: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """C_uu, C_ur and the means of u and r; where nothing can take a shift, the sums themselves, and zero for the means."""
+        if not shifts:
+            return self.gram[:, :-1, :-1], self.cross[:, :-1], torch.zeros(()), torch.zeros(())
+        number = self.gram[:, -1:, -1:]
+        u, r = self.gram[:, -1:, :-1] / number, self.cross[:, -1:] / number
+        return self.gram[:, :-1, :-1] - number * u.mT @ u, self.cross[:, :-1] - number * u.mT @ r, u, r
+
+
+class Met(NamedTuple):
+    """What all batches say of one weight. factor: s, (groups, 1, outputs)."""
+
+    reading: Reading
+    train: Sums
+    held: Sums
+    factor: Tensor
+
+    def without(self, gone: Tensor) -> Met:
+        """The same, when what is missing is also what `gone`, a part of the weight, makes: r + s u W_gone."""
+        lost = matrix_of(gone.double(), self.reading) * self.factor
+        lost = torch.cat([lost, torch.zeros_like(lost[:, :1])], 1)
+        return self._replace(train=self.train.without(lost), held=self.held.without(lost))
+
+
+Step = Callable[[Tree, Tree, Met], "set[str]"]  # values, what is kept, what is met -> names of the values that it changed in place
+
+
+def in_lockstep(
+    model: nn.Module,
+    plan: Plan,
+    data: Iterable[object],
+    wanted: dict[str, set[int] | None],
+    step: Step,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+    sequential: bool = True,
+    in_front: bool = True,
+) -> Tree:
+    """New values, when at each of these weights `step` has changed some by what the two models make there.
+
+    wanted: weight -> the dimensions along which it may be read that count; None, any. sequential: the pruned model goes on with them; else
+    the dense model is what runs. in_front: of a residual sum, if there is one behind the weight; else at its call.
+    """
+    pruned, kept = mask(model, plan), masks(plan)
+    dense = original(model)
+    run = pruned if sequential else original(model)
+    whole = dict(model.named_parameters())
+    batches = (inputs for inputs, _ in Task(pruned, data, no_labels).batches())
+    values = dict([*pruned.named_parameters(), *pruned.named_buffers()])
+    changed: set[str] = set()
+    with torch.no_grad(), seeded(0, device_of(model)), evaluating(pruned), evaluating(run), evaluating(dense):
+        first = next(batches)
+        readings = readings_of(pruned, wanted, first)
+        found, number = readings.once(), max(1, memory // (HELD_BY_A_RUN * readings.largest))
+        if not in_front:
+            found = {call: replace(reading, summed=False) for call, reading in found.items()}
+        some = [first, *islice(batches, number - 1)]
+        bodies = [partial(halting, one, found, *pair) for one in (run, dense) for pair in enumerate(some)]
+        with running(bodies) as runs:
+            for number in range(1, len(found) + 1):
+                met = meeting(runs[: len(some)], runs[len(some) :])
+                name = met.reading.weight
+                changed |= step(values, kept, met if sequential else met.without(whole[name] - values[name]))
+                if progress:
+                    progress(number, len(found))
+    return {name: values[name].detach() for name in changed}
+
+
+def original(model: nn.Module) -> nn.Module:
+    """One that shares the parameters; some modules count in evaluation, too, so it has buffers of its own."""
+    buffers = dict(model.named_buffers())
+    return twin(model, lambda name, value: value.clone() if name in buffers else value)
+
+
+def leaves_of(model: nn.Module) -> Tree:
+    return {name: value.requires_grad_() for name, value in model.named_parameters() if value.is_floating_point()}
+
+
+def readings_of(model: nn.Module, wanted: dict[str, set[int] | None], inputs: object) -> Readings:
+    readings = Readings(wanted)
+    with readings.on(leaves_of(model)), running_on(inputs, 0):
+        call(model, inputs)
+    return readings
+
+
+def halting(model: nn.Module, found: dict[Call, Reading], number: int, inputs: object, halt: Callable[[Made], None]) -> None:
+    """One run of the model, in a thread."""
+    with torch.no_grad(), Halting(found, halt).on(leaves_of(model)), running_on(inputs, number):
+        call(model, inputs)
+
+
+def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]]) -> Met:
+    """Let all runs go on to the next halt."""
+    met: Met | None = None
+    for number, (one, other) in enumerate(zip(pruned, dense)):
+        made, wanted = one.on(), other.on()
+        if made is None or wanted is None or made.reading != wanted.reading or (met and met.reading != made.reading):
+            raise BadInput(
+                "The model calls its weights in another order for some inputs, or some of them not at all, so they cannot be fitted. "
+                "Give inputs that all go the same way through it; in prune, repair='statistics' takes any."
+            )
+        some = made.drawn(ROWS // len(pruned), number)
+        u, r = made.read(some), made.rows(wanted.total - made.total, some)
+        met = met or Met(made.reading, Sums.none(u, r), Sums.none(u, r), made.factor().double())
+        cut = max(1, u.shape[1] * (HELD - 1) // HELD)
+        met.train.add(u[:, :cut], r[:, :cut])
+        met.held.add(u[:, cut:], r[:, cut:])
+    assert met is not None  # there is a batch
+    if not all(value.isfinite().all() for sums in (met.train, met.held) for value in (sums.gram, sums.cross)):
+        where = f"What {met.reading.weight} reads or makes is not finite on this data."
+        raise BadInput(f"{where} Look at the data, and at the weights before it.")
+    return met
