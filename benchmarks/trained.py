@@ -75,7 +75,7 @@ def residual(case: Case, name: str, given: Setting, epochs: int, work: Path, see
     """Channels inside the blocks by `gradient_activation` per cost; least squares; then the training."""
     subject = SUBJECTS["resnet56"](given)
     start = time.perf_counter()
-    small = pruned(case, subject.model, subject.example, subject.structures["channels"], subject.calibration(seed, given.images), seed)
+    small = pruned(case, subject.model, subject.structures["channels"], subject.calibration(seed, given.images), seed)
     seconds = time.perf_counter() - start
     found: results.Row = {"seconds": round(seconds), "pruned": subject.test(small)}
 
@@ -103,7 +103,7 @@ def residual(case: Case, name: str, given: Setting, epochs: int, work: Path, see
 
 
 def whole(case: Case, name: str, given: Setting, epochs: int, work: Path, seed: int) -> results.Row:
-    """Random weights, random images: what it takes, and how far the outputs move."""
+    """Random weights, random images: what it takes."""
     need_torchvision()
     import torchvision
 
@@ -114,15 +114,13 @@ def whole(case: Case, name: str, given: Setting, epochs: int, work: Path, seed: 
     data = [(part, torch.zeros(len(part), dtype=torch.long)) for part in images.split(16)]
     start = time.perf_counter()
     structure = sc.channels(model, images[:1])
-    small = pruned(case, model, images[:1], structure, data, seed)
+    small = pruned(case, model, structure, data, seed)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": round(seconds), "MiB": round(peak), **sizes(model, small, images[:1])}
 
 
-def pruned(
-    case: Case, model: nn.Module, example: object, structure: sc.Structure, data: list[tuple[Tensor, Tensor]], seed: int
-) -> nn.Module:
+def pruned(case: Case, model: nn.Module, structure: sc.Structure, data: list[tuple[Tensor, Tensor]], seed: int) -> nn.Module:
     scores = sc.merge(sc.measure(sc.Task(model, data, F.cross_entropy, seed), structure, "gradient_activation"))
     plan = sc.select(scores, structure, scope=case.scope, amount=case.amount, of=case.of)
     return repaired(sc.shrink(model, plan), model, data, plan, "least-squares")
