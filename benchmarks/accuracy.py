@@ -162,9 +162,9 @@ WAYS: dict[str, tuple[Callable[[Subject, Case, Setting, int], nn.Module], Callab
 }
 
 TRIED = {  # where the target is missed: why, and what did not bring it
-    "resnet56-90%": "With so few connections every layer's error is large, and what the order of removal counts on, that the layers around "
-    "it stay as they are, no longer holds; rounds, which measure anew, help. Tried on ResNet-20 without gain: amounts by layer, by LAMP and "
-    "per MAC; choosing each weight's connections anew by what the pruned network makes.",
+    "resnet56-90%": "With so few connections every layer's error is large, and what the order of removal counts on, that the layers "
+    "around it stay as they are, no longer holds; rounds, which measure anew, help. Tried on ResNet-20 without gain: amounts by layer, by "
+    "LAMP and per MAC; choosing each weight's connections anew by what the pruned network makes.",
     "dscnn-2x": "The network is small and has no branch that carries what a layer loses. It is hardly better on the clips that it is "
     "fitted to than on others, so more of them would not help: what is missing is a fit of all layers at once, which is training. Tried, "
     "for at most two points more: other criteria, amounts by curves measured after the repair, rounds that fit to the dense network, fits "
