@@ -163,8 +163,8 @@ def told(row: results.Row, case: Case) -> str:
     target = case.target if case.target > 0 else dense + case.target
     reached = "met" if last >= target else f"missed by {results.percent(target - last)}"
     return (
-        f"Asked for: {results.percent(target)}, {reached} after {row['epochs']} epochs of {row['epoch_seconds']} s. Before them {row['seconds']} s to choose and "
-        f"fit. {about}"
+        f"Asked for: {results.percent(target)}, {reached} after {row['epochs']} epochs of {row['epoch_seconds']} s. Before them "
+        f"{row['seconds']} s to choose and fit. {about}"
     )
 
 

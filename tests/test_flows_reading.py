@@ -46,6 +46,15 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] = {  
     "batch norm": (lambda: Net(lambda n, x: F.relu(n.n(n.a(x)) + x), a=conv(4, 4, bias=False), n=bn(4)), IMAGE, {"a.weight"}),
     "dropout": (lambda: Net(lambda n, x: x + F.dropout(n.a(x), 0.5, False), a=nn.Linear(4, 4)), ROW, {"a.weight"}),
     "scale": (lambda: Net(lambda n, x: x + n.a(x) * n.g, a=nn.Linear(4, 4), g=nn.Parameter(torch.randn(4))), ROW, {"a.weight"}),
+    "a scale of channels": (
+        lambda: Net(lambda n, x: x + n.a(x) * n.g, a=conv(4, 4), g=nn.Parameter(torch.randn(4, 1, 1))), IMAGE, {"a.weight"},
+    ),
+    "a gate of one sample": (
+        lambda: Net(lambda n, x: x + n.a(x) * n.k(x).sigmoid(), a=nn.Linear(4, 4), k=nn.Linear(4, 4)), (1, 4), set(),
+    ),
+    "something in place": (lambda: Net(lambda n, x: n.a(x).relu_() + x, a=nn.Linear(4, 4)), ROW, set()),
+    "a part in place": (lambda: Net(in_part, a=nn.Linear(4, 4)), ROW, set()),
+    "a norm behind it": (lambda: Net(lambda n, x: n.n(n.a(x).relu_()), a=conv(4, 4, bias=False), n=bn(4)), IMAGE, set()),
     "twice a number": (lambda: Net(lambda n, x: x + 0.5 * n.a(x), a=nn.Linear(4, 4)), ROW, {"a.weight"}),
     "two branches": (lambda: Net(lambda n, x: n.a(x) + n.b(x), a=nn.Linear(4, 4), b=nn.Linear(4, 4)), ROW, {"b.weight"}),
     "something between": (lambda: Net(lambda n, x: n.a(x).tanh() + x, a=nn.Linear(4, 4)), ROW, set()),
@@ -57,6 +66,12 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] = {  
     "transposed, dilated": (lambda: nn.ConvTranspose2d(4, 3, (2, 3), 1, (3, 2), dilation=2), IMAGE, set()),
     "matrix": (lambda: Net(lambda n, x: x @ n.w + x, w=nn.Parameter(torch.randn(4, 4))), ROW, {"w"}),
 }  # fmt: skip
+
+
+def in_part(net: Net, x: Tensor) -> Tensor:
+    y: Tensor = net.a(x)
+    y[:, :2] *= 0.1
+    return y + x
 
 
 def overwriting(net: Net, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from unittest import mock
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
+from cases import Net
 from repairs import NETS, made, planned
 from secateur.api import structure_of
 from secateur.errors import BadInput
@@ -107,7 +109,7 @@ def test_of_dense_features_every_weight_is_fitted_by_itself() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 50])
 def test_nothing_is_changed_for_the_worse(rows: int) -> None:
-    """Dead inputs, fewer rows than inputs, targets of pure noise: the held-out error is at most that of the weight as it is."""
+    """Dead inputs, fewer rows than inputs, targets of pure noise: over all rows the error is at most that of the weight as it is."""
     chance = torch.Generator().manual_seed(rows)
     for case in range(30):
         u, y = (torch.randn(2, 2 * rows, size, generator=chance, dtype=torch.float64) for size in (6, 3))
@@ -124,6 +126,73 @@ def test_nothing_is_changed_for_the_worse(rows: int) -> None:
                     assert (train + held).error(change) < (train + held).error(nothing)
                 left = torch.cat([u, torch.ones(2, 2 * rows, 1).double()], -1) @ change - y
                 assert held.error(change) == pytest.approx(float(left[:, rows:].square().sum()))
+
+
+@pytest.mark.parametrize("mean", [1.0, 1e4, 1e6, 1e8])
+@pytest.mark.parametrize("moves", [0, 2])
+def test_inputs_that_stand_still_can_be_fitted(mean: float, moves: int) -> None:
+    """What a sum of squares and a mean leave of their deviations is rounding, of any sign; only those that move are fitted."""
+    chance = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        u, r = (torch.randn(1, 60, size, generator=chance, dtype=torch.float64) for size in (6, 3))
+        u[:, :, moves:] = mean * torch.rand(6 - moves, generator=chance, dtype=torch.float64)
+        r += u[:, :, :2] @ torch.ones(2, 3, dtype=torch.float64) if moves else 5
+        train, held = Sums.none(u, r), Sums.none(u, r)
+        train.add(u[:, :40], r[:, :40])
+        held.add(u[:, 40:], r[:, 40:])
+        change = fitted(train, held, torch.ones(1, 6, 3).bool(), True)
+        assert not change[:, moves:-1].any() and change[:, -1].any()
+        left = torch.cat([u, torch.ones(1, 60, 1).double()], -1) @ change - r
+        assert float(left.square().sum()) < 0.6 * float(r.square().sum())
+
+
+@pytest.mark.parametrize("name", ["linear", "batch norm"])
+def test_however_the_data_is_cut_into_batches(name: str) -> None:
+    """Of batches of one, every fifth is held out."""
+    model, _, x = made(name)
+    plan = planned(model, x)
+    single = [(one, torch.zeros(1)) for one in x.split(1)]
+    repaired = sc.shrink(with_values(model, least_squares(model, plan, single)), plan)
+    assert error(repaired, model, x) < 0.9 * error(sc.shrink(model, plan), model, x)
+
+
+IN_PLACE: dict[str, Callable[[Tensor], object]] = {
+    "relu_": lambda y: y.relu_(),
+    "silu": lambda y: F.silu(y, inplace=True),
+    "mul_": lambda y: y.mul_(y.mean((2, 3), keepdim=True)),
+    "clamp_": lambda y: y.clamp_(-0.2, 0.2),
+    "of a part": lambda y: y[:, :3].mul_(0.1),
+    "written into": lambda y: y.__setitem__(slice(0, None, 2), 0),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_is_done_in_place_in_front_of_a_sum_is_not_undone(name: str) -> None:
+    """The same values as of the twin that writes to a copy."""
+    torch.manual_seed(0)
+    parts = {"a": nn.Conv2d(2, 6, 3, padding=1), "b": nn.Conv2d(6, 6, 3, padding=1), "c": nn.Conv2d(6, 3, 3, padding=1)}
+
+    def net(copied: bool) -> nn.Module:
+        def forward(n: nn.Module, x: Tensor) -> Tensor:
+            start = n.a(x)
+            y = n.b(start.tanh())
+            y = y.clone() if copied else y
+            IN_PLACE[name](y)
+            return n.c(start + y)  # type: ignore[no-any-return]
+
+        return Net(forward, **parts).double().eval()
+
+    x = torch.randn(40, 2, 5, 5, dtype=torch.float64)
+    data = [(part, torch.zeros(len(part))) for part in x.split(8)]
+    one, other = net(False), net(True)
+    structure = sc.weights(one)
+    chance = torch.Generator().manual_seed(1)
+    plan = sc.select({key: torch.rand(group.shape, generator=chance) for key, group in structure.groups.items()}, structure, 0.5)
+    values, expected = least_squares(one, plan, data), least_squares(other, plan, data)
+    assert values.keys() == expected.keys()
+    for key, value in values.items():
+        torch.testing.assert_close(value, expected[key])
+    assert error(sc.mask(with_values(one, values), plan), one, x) < error(sc.mask(one, plan), one, x)
 
 
 @pytest.mark.parametrize("outputs", ["alike", "each", "none"])

@@ -54,11 +54,24 @@ def test_factor_and_shift_are_those_of_the_rows() -> None:
     r[:, :, 2] = 0.5 - made_[:, :, 2]
     sums = Sums.none(u, r)
     sums.add(u, r)
-    scale, shift = scale_and_shift(w, sums.gram, sums.cross, sums.square)
+    scale, shift = scale_and_shift(w, sums)
     dense = made_ + r
     assert scale[:, 0, 1:].eq(1).all()
     torch.testing.assert_close((made_ * scale + shift).mean(1), dense.mean(1))
     torch.testing.assert_close((made_ * scale + shift).var(1)[:, 0], dense.var(1)[:, 0])
+
+
+@pytest.mark.parametrize("mean", [1.0, 1e4, 1e6])
+def test_rounding_is_no_variance(mean: float) -> None:
+    """Inputs that stand still: nothing is scaled, only shifted."""
+    chance = torch.Generator().manual_seed(0)
+    w, r = (torch.randn(1, *size, generator=chance, dtype=torch.float64) for size in ((4, 3), (200, 3)))
+    u = mean * torch.rand(1, 1, 4, generator=chance, dtype=torch.float64).expand(1, 200, 4)
+    sums = Sums.none(u, r)
+    sums.add(u, r)
+    scale, shift = scale_and_shift(w, sums)
+    assert scale.eq(1).all()
+    torch.testing.assert_close(shift, r.mean(1, keepdim=True))
 
 
 def test_prune_takes_it_by_name() -> None:

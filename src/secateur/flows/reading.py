@@ -51,7 +51,8 @@ class Reading:
 class Made:
     """What a call made, followed to where it is added to something else.
 
-    func, args, kwargs: the call. out: what has become of its output, by `links`, the calls since. other: what is added to it.
+    func, args, kwargs: the call. out: what has become of its output, by `links`, the calls since. other: what is added to it. version:
+    that of what it reads. stands: that of `out`; once something is written into it, it is not what the links made.
     """
 
     reading: Reading
@@ -63,6 +64,13 @@ class Made:
     version: int
     links: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     other: Tensor | None = None
+    stands: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.follow(self.out)
+
+    def follow(self, out: Tensor) -> None:
+        self.out, self.stands = out, out._version
 
     @property
     def total(self) -> Tensor:
@@ -118,7 +126,12 @@ class Made:
 
 
 class Following(Watch):
-    """Follows what some calls make, `pending`, to the sum that it enters."""
+    """Follows what some calls make, `pending`, to the sum that it enters.
+
+    sure: of a factor that may be another one for every sample, since there is only one, whether it is taken for one that is not.
+    """
+
+    sure = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,15 +141,17 @@ class Following(Watch):
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:  # fmt: skip
         kwargs = kwargs or {}
+        self.pending = [made for made in self.pending if made.out._version == made.stands]
         mine = [made for made in self.pending if any(value is made.out for value in (*args, *kwargs.values()))]
         if mine and operator_of(func) in SUMS and self.adds(mine, args, kwargs):
             self.pending = [made for made in self.pending if made not in mine]
         result = super().__torch_function__(func, types, args, kwargs)
         for made in mine:
             if makes_another(result, made.out) and made in self.pending:
-                if isinstance(result, Tensor) and links(made, operator_of(func), args, kwargs) and result.shape == made.out.shape:
+                linked = isinstance(result, Tensor) and result.shape == made.out.shape
+                if linked and links(made, operator_of(func), args, kwargs, self.sure):
                     made.links.append((func, args, kwargs))
-                    made.out = result
+                    made.follow(result)
                 else:
                     self.pending.remove(made)
         return result
@@ -160,8 +175,8 @@ def makes_another(result: object, out: Tensor) -> bool:
     return result is not out and any(isinstance(part, Tensor) for part in parts)
 
 
-def links(made: Made, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this only multiplies by a factor for every output, and shifts."""
+def links(made: Made, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any], sure: bool = True) -> bool:
+    """Whether this only multiplies by a factor for every output, the same for all samples, and shifts."""
     if not args or args[0] is not made.out:
         return False
     if operator == "batch_norm":
@@ -170,11 +185,16 @@ def links(made: Made, operator: str, args: tuple[Any, ...], kwargs: dict[str, An
         return False
     if not isinstance(args[1], Tensor):
         return isinstance(args[1], (int, float))
-    return all(size == 1 or place - args[1].dim() == made.axis for place, size in enumerate(args[1].shape))
+    dims = made.out.dim()
+    if not sure and args[1].dim() == dims and len(made.out) == 1:
+        return False
+    return all(size == 1 or (place - args[1].dim()) % dims == made.axis % dims for place, size in enumerate(args[1].shape))
 
 
 class Readings(Following):
     """Finds the calls of these weights, each with the dimension that is read along: None, whichever it is."""
+
+    sure = False
 
     def __init__(self, wanted: Mapping[str, set[int] | None]) -> None:
         super().__init__()

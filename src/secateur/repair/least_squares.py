@@ -11,8 +11,8 @@
 
 No label is needed. Weights are fitted in the order in which the model calls them, each on what the fitted ones before it make, so it also
 makes up for what those left (He et al., 2017, "Channel pruning", eq. 5: there from dense features, layer by layer). lambda is chosen from a
-grid by the error on a fifth of the samples, which the fit does not see. "As it is" is one of the choices: nothing is changed for the worse
-there.
+grid by the error on a fifth of the samples, which the fit does not see; "as it is" is one of the choices. Then all samples are fitted
+with it, on which the error is never larger than it was.
 """
 
 from __future__ import annotations
@@ -104,9 +104,10 @@ def least_squares(
     a run. Others stay: transposed convolutions in groups, recurrent layers, and weights that read in several places.
     data: batches of (inputs, targets) or dicts; targets are not looked at. Both models are run on all batches at once, side by side, so
     of a large data set only the first ones are looked at: as many as have activations of about `memory` bytes, and one at least.
-    every: fit all weights, so that they make up for what those before them left; else only those that lose what they read.
-    sequential: fit on what the pruned model makes, weight after weight; else on what the dense model makes, each by itself, those only that
-        lose what they read (as He et al. do).
+    sequential: fit on what the pruned model makes, weight after weight; else each by itself, on what the dense model makes (as He et al.
+        do), those only that lose what they read.
+    every: of the sequential fit, all weights, so that they make up for what those before them left; else only those that lose what they
+        read.
     progress: called with (weights fitted, weights in all). Raises BadInput where there is no data, or some is run through other calls.
     """
     kept = masks(plan)

@@ -4,7 +4,7 @@
 
 The shift alone is bias correction (Nagel et al., 2019, "Data-free quantization", section 4.2, there for quantised weights); the scale does
 for a weight what re-estimation does for a batch norm. Weight after weight, as in `least_squares`, but two numbers for each output, so few
-samples will do.
+samples will do. The squared error may grow by it, which it never does by `least_squares`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..flows.reading import matrix_of, weight_of
 from ..plan import Plan
 from ..tree import Tree
-from .side_by_side import MEMORY, Met, Progress, in_lockstep
+from .side_by_side import MEMORY, STILL, Met, Progress, Sums, in_lockstep
 
-STILL = 1e-6  # a variance this small beside the other one is rounding: the output stands still
+ROUNDING = 1e-6  # a variance this small beside the other one: the output stands still
 
 
 def match_moments(
@@ -28,7 +28,7 @@ def match_moments(
     """New values of weights and biases of `model` after this plan, so that each output has the mean and the variance that it had.
 
     Where a weight has no bias, the running mean of a batch norm behind it takes the shift; where there is neither, it is only scaled.
-    The arguments and errors are those of `least_squares`; `with_values` takes what comes back. Without a plan's cut nothing moves.
+    data, memory, progress and errors: as of `least_squares`; `with_values` takes what comes back. Where nothing leaves, nothing moves.
     """
     wanted: dict[str, set[int] | None] = {name: None for name, _ in model.named_parameters()}
     return in_lockstep(model, plan, data, wanted, matched, memory, progress, in_front=False)
@@ -39,7 +39,7 @@ def matched(values: Tree, kept: Tree, met: Met) -> set[str]:
     reading, sums = met.reading, met.train + met.held
     weight = values[reading.weight]
     w = matrix_of(weight.detach().double(), reading)
-    scale, shift = scale_and_shift(w, sums.gram, sums.cross, sums.square)
+    scale, shift = scale_and_shift(w, sums)
     weight.copy_(weight_of((w * scale).expand_as(w), weight, reading))
     taker = reading.bias or (reading.mean if reading.mean in values else None)
     if taker is not None:
@@ -49,13 +49,13 @@ def matched(values: Tree, kept: Tree, met: Met) -> set[str]:
     return {reading.weight, *([taker] if taker else [])}
 
 
-def scale_and_shift(w: Tensor, gram: Tensor, cross: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-    """Of what is made, u w: the factor, and what is added afterwards, (groups, 1, outputs). w: (groups, inputs, outputs), else `Sums`."""
-    number = gram[:, -1:, -1:]
-    u, r = gram[:, -1:, :-1] / number, cross[:, -1:] / number
-    uu, ur = gram[:, :-1, :-1] / number - u.mT @ u, cross[:, :-1] / number - u.mT @ r
+def scale_and_shift(w: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
+    """Of what is made, u w: the factor, and what is added afterwards, (groups, 1, outputs). w: (groups, inputs, outputs)."""
+    number = sums.gram[:, -1:, -1:]
+    uu, ur, u, r = sums.deviations(True)
     var = (w * (uu @ w)).sum(1, keepdim=True)
-    dense = var + 2 * (w * ur).sum(1, keepdim=True) + square[:, None] / number - r.square()
-    still = (var <= STILL * dense) | (dense <= STILL * var)
+    dense = var + 2 * (w * ur).sum(1, keepdim=True) + sums.square[:, None] - number * r.square()
+    least = torch.maximum(ROUNDING * torch.maximum(var, dense), STILL * number * (u @ w + r).square())
+    still = (var <= least) | (dense <= least)
     scale = torch.where(still, 1, (dense / torch.where(still, 1, var)).sqrt())
     return scale, r + (1 - scale) * (u @ w)

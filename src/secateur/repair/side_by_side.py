@@ -25,7 +25,9 @@ from ..task import Task, call, device_of, evaluating, no_labels, running_on, see
 from ..tree import Tree
 from .lockstep import Run, running
 
-HELD = 5  # of so many samples of a batch, the last one is held out
+HELD = 5  # of so many samples of a batch, the last one is held out; of so many batches of one, too
+STILL = 1e-9  # a sum of squared deviations this small beside that of the squares is rounding
+PART = 2**27  # bytes of rows that are summed at a time
 MEMORY = 2**31  # bytes of activations of all batches that are looked at
 HELD_BY_A_RUN = 6  # times the largest input and output of a call: of two models what comes in, what goes out, and what waits to be added
 
@@ -47,10 +49,12 @@ class Sums:
         return Sums(*(torch.zeros(shape, dtype=torch.float64, device=u.device) for shape in shapes))
 
     def add(self, u: Tensor, r: Tensor) -> None:
-        one, r = torch.cat([u, torch.ones_like(u[..., :1])], -1).double(), r.double()
-        self.gram += one.mT @ one
-        self.cross += one.mT @ r
-        self.square += r.square().sum(1)
+        rows = max(1, PART // (8 * u.shape[2]))
+        for some, wanted in zip(torch.split(u, rows, 1), torch.split(r, rows, 1)):
+            one, wanted = torch.cat([some, torch.ones_like(some[..., :1])], -1).double(), wanted.double()
+            self.gram += one.mT @ one
+            self.cross += one.mT @ wanted
+            self.square += wanted.square().sum(1)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(self.gram + other.gram, self.cross + other.cross, self.square + other.square)
@@ -68,12 +72,17 @@ class Sums:
         return float((change * (self.gram @ change - 2 * self.cross)).sum() + self.square.sum())
 
     def deviations(self, shifts: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """C_uu, C_ur and the means of u and r; where nothing can take a shift, the sums themselves, and zero for the means."""
+        """C_uu, C_ur and the means of u and r; where nothing can take a shift, the sums themselves, and zero for the means.
+
+        An input that stands still deviates by rounding only: it counts as zero.
+        """
         if not shifts:
             return self.gram[:, :-1, :-1], self.cross[:, :-1], torch.zeros(()), torch.zeros(())
         number = self.gram[:, -1:, -1:]
         u, r = self.gram[:, -1:, :-1] / number, self.cross[:, -1:] / number
-        return self.gram[:, :-1, :-1] - number * u.mT @ u, self.cross[:, :-1] - number * u.mT @ r, u, r
+        uu, ur = self.gram[:, :-1, :-1] - number * u.mT @ u, self.cross[:, :-1] - number * u.mT @ r
+        still = uu.diagonal(dim1=1, dim2=2) <= STILL * self.gram.diagonal(dim1=1, dim2=2)[:, :-1]
+        return uu.masked_fill(still[:, :, None] | still[:, None], 0), ur.masked_fill(still[..., None], 0), u, r
 
 
 class Met(NamedTuple):
@@ -171,7 +180,7 @@ def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]]) -> Met:
         some = made.drawn(ROWS // len(pruned), number)
         u, r = made.read(some), made.rows(wanted.total - made.total, some)
         met = met or Met(made.reading, Sums.none(u, r), Sums.none(u, r), made.factor().double())
-        cut = max(1, u.shape[1] * (HELD - 1) // HELD)
+        cut = max(1, u.shape[1] * (HELD - 1) // HELD) if u.shape[1] > 1 else int((number + 1) % HELD > 0)
         met.train.add(u[:, :cut], r[:, :cut])
         met.held.add(u[:, cut:], r[:, cut:])
     assert met is not None  # there is a batch
