@@ -17,6 +17,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not part of an installed package")
 sys.path.append(str(BENCHMARKS))
 
+import accuracy  # noqa: E402
 import allocate  # noqa: E402
 import cifar  # noqa: E402
 import cifar_table  # noqa: E402
@@ -33,6 +34,7 @@ import secateur as sc  # noqa: E402
 import smallest  # noqa: E402
 import streamed  # noqa: E402
 import subjects  # noqa: E402
+import trained  # noqa: E402
 
 
 def row(case: cifar.Case, repair: str, top1: float, worst: float = 0.5) -> results.Row:
@@ -360,6 +362,49 @@ def test_the_correlation_of_ranks_shares_ranks_among_equals() -> None:
     assert minilm.spearman(torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 4, 9, 16])) == pytest.approx(1)
     assert minilm.ranks(torch.tensor([5.0, 1, 5, 0]).numpy()).tolist() == [3.5, 2, 3.5, 1]
     assert minilm.spearman(torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 3, 2])) == pytest.approx(0.5)
+
+
+def kept(case: str, way: str, score: float, seed: int = 0, images: int = 1024) -> results.Row:
+    about = {"case": case, "way": way, "seed": seed, "images": images, "test": 5000, "score": score, "seconds": 10.0, "MiB": 500}
+    return {**about, "commit": "abc1234", "machine": "a machine"}
+
+
+def test_the_page_on_repair_says_what_is_met_and_what_was_not_run() -> None:
+    rows = [{"case": "resnet56", "score": 0.9}, kept("resnet56-2x", "least squares", 0.92), kept("resnet56-2x", "random", 0.5)]
+    rows += [kept("resnet56-90%", "least squares", 0.85, seed, 1024 * (1 + seed)) for seed in (0, 1)]
+    page = accuracy.page(rows)
+    assert "Dense: 90.00. Asked for: 91.00, met. Tested on 5,000." in page and "Asked for: 90.00, missed by 5.00." in page
+    assert "| least squares | 92.00 | 1,024 | 1 | 10 | 500 |" in page and "| random | 50.00 |" in page
+    assert "| least squares | 85.00 ± 0.00 | 1,024 and 2,048 | 2 |" in page and accuracy.TRIED["resnet56-90%"] in page
+    assert accuracy.TRIED["dscnn-2x"] not in page and "## dscnn" not in page and "dscnn-2x" in page.splitlines()[-1]
+    assert accuracy.headline(rows).splitlines()[-1] == "| resnet56 | connections, 90% | 90.00 | 85.00 |"
+
+
+def test_the_page_on_training_judges_the_last_epoch_and_leaves_out_what_was_not_measured() -> None:
+    sizes = {f"{which}_{name}": value for which, value in (("dense", 2e6), ("small", 1e6)) for name, *_ in trained.QUANTITIES}
+    about = {"commit": "abc1234", "machine": "a machine", "seed": 0, "images": 64, "seconds": 20}
+    one = {"case": "resnet56-70%", "epochs": 3, "epoch_seconds": 5, "dense": 0.93, "pruned": 0.8, "last": 0.915, **about, **sizes}
+    other = {"case": "resnet50-70%", "whole_seconds": 310, "MiB": 2000, **about, **sizes, "small_memory": None}
+    page = trained.page([one, other])
+    assert "Not run yet: resnet56-2.11x." in page and "Asked for: 92.00, missed by 0.50 after 3 epochs of 5 s." in page
+    assert "missed by 10 s" in page and page.count("peak memory of a run") == 1 and "| file, MB | 2.00 | 1.00 | 2.00x |" in page
+
+
+def test_training_images_are_shifted_and_mirrored_and_follow_the_seed() -> None:
+    x = torch.arange(256 * 3 * 32 * 32).view(256, 3, 32, 32).float() + 1
+    data = trained.Augmented(x, torch.arange(256))
+
+    def drawn() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        torch.manual_seed(0)
+        return list(data)
+
+    found = drawn()
+    assert len(found) == len(data) == 2 and sorted(torch.cat([y for _, y in found]).tolist()) == list(range(256))
+    assert all(torch.equal(a, b) for one, other in zip(found, drawn()) for a, b in zip(one, other))
+    for image, label in zip(*found[0]):
+        wide = torch.nn.functional.pad(x[label], (4,) * 4)
+        wide = [wide[:, down : down + 32, right : right + 32] for down in range(9) for right in range(9)]
+        assert sum(torch.equal(image, crop) or torch.equal(image, crop.flip(2)) for crop in wide) >= 1
 
 
 def test_shared_options_have_the_defaults_they_are_given(capsys: pytest.CaptureFixture[str]) -> None:

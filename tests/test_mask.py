@@ -16,8 +16,9 @@ from torch.nn.utils import parametrizations
 import secateur as sc
 from cases import CASES
 from oracles import random_keep
+from secateur.errors import PlanMismatch
 from secateur.select import plan_of
-from secateur.surgery import masks
+from secateur.surgery import masks, with_values
 from test_channels import outputs, same
 
 
@@ -120,3 +121,12 @@ def test_pruning_as_a_whole_hands_it_on():
     pruned = sc.prune(model, inputs, data, lambda out, target: F.cross_entropy(out.mean(2), target), amount=0.4, exact=True, repair=None)
     assert pruned.plan.divided == pruned.structure.divided != ()
     same(outputs(pruned.model, inputs), outputs(sc.mask(model, pruned.plan), inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [("0.weight", (3, 4), r"of shape \(3, 4\), the model \(4, 4\)"), ("1.weight", (4, 4), "none of that name")],
+)
+def test_values_of_another_model_are_refused(name: str, shape: tuple[int, ...], says: str):
+    with pytest.raises(PlanMismatch, match=says):
+        with_values(nn.Sequential(nn.Linear(4, 4)), {name: torch.zeros(shape)})

@@ -22,6 +22,7 @@ def made() -> tuple[nn.Module, sc.Plan]:
 def test_a_plan_explains_itself():
     _, plan = made()
     assert plan.removed() == {"0": (3, 6)}
+    assert "milliseconds 0.1799 -> 0.1594" in repr(dataclasses.replace(plan, cost={"milliseconds": (0.17991, 0.15939)}))
     assert repr(plan).startswith("Plan(channels: units 6 -> 3, parameters 44 -> 23") and "\n" not in repr(plan)
     text = plan.explain()
     assert "units 6 -> 3" in text and "0: 3 of 6 kept" in text and "2: whole, an output of the model" in text

@@ -325,6 +325,8 @@ def grows(structure: Structure, keep: Mapping[str, Tensor]) -> float:
         ({"amount": 0.5, "scores": {**GOOD, "h2": GOOD["h0"]}}, BadInput, "h2 is in the scores, but not in the structure"),
         ({"amount": 0.5, "scores": {**GOOD, "h1": torch.rand(14)}}, BadInput, r"h1 has units \(13,\), but scores \(14,\)"),
         ({"amount": 0.5, "scores": {**GOOD, "h1": torch.full((13,), math.nan)}}, BadInput, "h1 are not all finite"),
+        ({"amount": 0.5, "scores": {**GOOD, "h1": [0.5] * 13}}, BadInput, "h1 are list"),
+        ({"amount": 0.5, "scores": [0.5]}, BadInput, "this is a list. Give merge"),
         ({"amount": 0.5, "scores": {**GOOD, "h1": torch.arange(13)}}, BadInput, r"h1 are torch\.int64"),
         ({"amount": 0.5, "within": {"h0": torch.ones(20)}}, PlanMismatch, "no units in the group h1"),
         ({"amount": 0.5, "within": {"h0": torch.ones(21), "h1": torch.ones(13)}}, PlanMismatch, r"\(21,\) in the group h0"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ import secateur as sc
 from cases import Net
 from repairs import made, planned
 from secateur.errors import BadInput
-from secateur.repair import least_squares
+from secateur.repair import least_squares, match_moments
 from secateur.repair.side_by_side import HELD_BY_A_RUN, Sums
 
 
@@ -67,3 +67,10 @@ def test_what_is_not_finite_is_said() -> None:
     data[1][0][0, 0] = float("inf")
     with pytest.raises(BadInput, match=r"What 0\.weight reads or makes is not finite"):
         least_squares(model, plan, data)
+
+
+@pytest.mark.parametrize("fit", [least_squares, match_moments])
+def test_plan_and_data_the_wrong_way_round(fit: Callable[..., object]) -> None:
+    model, data, x = made("linear")
+    with pytest.raises(BadInput, match=r"second argument is the plan, but this is a list\. Give \(model, plan, data\)"):
+        fit(model, data, planned(model, x))

@@ -49,7 +49,10 @@ class Plan:
 
     def __repr__(self) -> str:
         """A line: tensors of kept units fill pages."""
-        return f"Plan({self.structure}: " + ", ".join(f"{what} {a:,.0f} -> {b:,.0f}" for what, (a, b) in self.cost.items()) + ")"
+        return f"Plan({self.structure}: {self.spared()})"
+
+    def spared(self) -> str:
+        return ", ".join(f"{what} {figure(before)} -> {figure(after)}" for what, (before, after) in self.cost.items())
 
     def gone(self, name: str) -> bool:
         """Whether this parameter or buffer leaves with its whole module."""
@@ -82,7 +85,7 @@ class Plan:
 
     def explain(self) -> str:
         """The plan in words: a line per group."""
-        lines = [f"{self.structure}: " + ", ".join(f"{what} {before:,.0f} -> {after:,.0f}" for what, (before, after) in self.cost.items())]
+        lines = [f"{self.structure}: {self.spared()}"]
         for name, (gone, size) in self.removed().items():
             note = f"  (approximate: {self.approximate[name]})" if name in self.approximate else ""
             lines.append(f"  {name}: {size - gone} of {size} kept{note}")
@@ -92,6 +95,11 @@ class Plan:
     def note(self, **made: object) -> Plan:
         """The same plan with more said of how it was made."""
         return replace(self, made={**self.made, **made})
+
+
+def figure(value: float) -> str:
+    """Whole numbers whole, others (milliseconds) with four digits."""
+    return f"{value:,.0f}" if value == int(value) or value >= 10_000 else f"{value:,.4g}"
 
 
 def check_fits(shapes: Mapping[str, tuple[int, ...]], model: nn.Module, parameters_only: bool = False) -> None:

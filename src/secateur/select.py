@@ -241,17 +241,20 @@ def earlier(within: Plan | Mapping[str, Tensor], structure: Structure) -> Keep:
 
 def check_scores(scores: Scores, structure: Structure) -> None:
     """Raises BadInput, naming the first group that does not fit."""
+    if not isinstance(scores, Mapping):
+        raise BadInput(f"Scores are a dict of a tensor for each group, but this is a {type(scores).__name__}. Give merge(measured).")
     for name in [*structure.groups, *scores]:
         if name not in scores or name not in structure.groups:
             place = "structure, but not in the scores" if name not in scores else "scores, but not in the structure"
             raise BadInput(f"The group {name} is in the {place}. Use scores that were measured on this structure.")
+        if not isinstance(scores[name], Tensor) or not scores[name].is_floating_point():
+            kind = scores[name].dtype if isinstance(scores[name], Tensor) else type(scores[name]).__name__
+            raise BadInput(f"The scores of the group {name} are {kind}. Give a tensor of floating-point numbers.")
         if tuple(scores[name].shape) != structure.groups[name].shape:
             raise BadInput(
                 f"The group {name} has units {structure.groups[name].shape}, but scores {tuple(scores[name].shape)}. "
                 "Use scores that were measured on this structure."
             )
-        if not scores[name].is_floating_point():
-            raise BadInput(f"The scores of the group {name} are {scores[name].dtype}. Give floating-point numbers: scores.double().")
         if not all_finite(scores[name]):
             raise BadInput(f"The scores of the group {name} are not all finite, so they cannot be ranked. Measure again.")
 

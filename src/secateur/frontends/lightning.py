@@ -7,13 +7,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Protocol
 
 from ..errors import need
 from ..gradual import Gradual
 
-OLDER = "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules  # its trainer takes callbacks of its own kind
+OLDER = "lightning.pytorch" not in sys.modules and (  # its trainer takes callbacks of its own kind
+    "pytorch_lightning" in sys.modules or importlib.util.find_spec("lightning") is None
+)
 Callback = need("pytorch_lightning" if OLDER else "lightning.pytorch", "lightning").Callback
 
 

@@ -27,7 +27,7 @@ from ..flows.reading import matrix_of, weight_of
 from ..plan import Plan
 from ..surgery import masks
 from ..tree import Tree
-from .side_by_side import MEMORY, Met, Progress, Sums, in_lockstep
+from .side_by_side import MEMORY, Met, Progress, Sums, checked, in_lockstep
 
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lambda, in mean eigenvalues of C_uu
 SOME = 8  # outputs that lambda is chosen by, where each is solved for itself
@@ -110,7 +110,7 @@ def least_squares(
         read.
     progress: called with (weights fitted, weights in all). Raises BadInput where there is no data, or some is run through other calls.
     """
-    kept = masks(plan)
+    kept = masks(checked(plan))
     wanted: dict[str, set[int] | None] = dict.fromkeys(kept)
     if every and sequential:
         wanted = {name: None for name, _ in model.named_parameters()}

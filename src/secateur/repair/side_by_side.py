@@ -119,7 +119,7 @@ def in_lockstep(
     wanted: weight -> the dimensions along which it may be read that count; None, any. sequential: the pruned model goes on with them; else
     the dense model is what runs. in_front: of a residual sum, if there is one behind the weight; else at its call.
     """
-    pruned, kept = mask(model, plan), masks(plan)
+    pruned, kept = mask(model, checked(plan)), masks(plan)
     dense = original(model)
     run = pruned if sequential else original(model)
     whole = dict(model.named_parameters())
@@ -142,6 +142,12 @@ def in_lockstep(
                 if progress:
                     progress(number, len(found))
     return {name: values[name].detach() for name in changed}
+
+
+def checked(plan: Plan) -> Plan:
+    if not isinstance(plan, Plan):
+        raise BadInput(f"The second argument is the plan, but this is a {type(plan).__name__}. Give (model, plan, data).")
+    return plan
 
 
 def original(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..errors import PlanMismatch
 from ..plan import Plan, check_fits
 from ..structure.cut import twin
 from ..structure.kinds import at_old_size
@@ -50,5 +51,11 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def with_values(model: nn.Module, values: Tree) -> nn.Module:
-    """A copy of `model` with other values of some parameters and buffers."""
+    """A copy of `model` with other values of some parameters and buffers. Raises PlanMismatch for a name or a shape that it has not."""
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    for name, value in values.items():
+        if name not in own or own[name].shape != value.shape:
+            found = f"{tuple(own[name].shape)}" if name in own else "none of that name"
+            told = f"The values have {name} of shape {tuple(value.shape)}, the model {found}."
+            raise PlanMismatch(f"{told} Give the model they were made for.")
     return twin(model, lambda name, value: values.get(name, value).to(value).clone())
