@@ -283,6 +283,13 @@ def test_amounts_by_layer_and_what_is_kept(tmp_path: Path) -> None:
         assert torch.equal(new[name], model.state_dict()[name])
 
 
+def test_blocks_that_span_groups_are_left_before_anything_is_done(tmp_path: Path) -> None:
+    NETS["grouped"] = (lambda: nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2)), lambda: torch.randn(6, 8, 4, 4))
+    _, build, data = stored_net("grouped", tmp_path / "dense")
+    found = sc.prune_shards(build, tmp_path / "dense", tmp_path / "out", data, amount=0.5, structure="2x1")
+    assert found.left == {"2.weight": "blocks of 2 outputs span its groups of 3"} and found.weights.keys() == {"0.weight"}
+
+
 def test_inputs_that_go_another_way_are_refused(tmp_path: Path) -> None:
     class Fork(nn.Module):
         def __init__(self) -> None:

@@ -107,7 +107,7 @@ def prune(
     as_graph: prune the model as an exported graph, in which sizes follow that are written in its code; what comes back is that graph.
     repair: "least-squares" fits what is left of the weights, so that they make what they made in the dense model, on as many of the
         batches as fit in 2 GiB of activations; "statistics" re-estimates batch norms only, by the difference to the dense model, in a
-        tenth of the time; "moments" gives each output the mean and variance that it had, where there are no batch norms; None leaves all
+        fraction of the time; "moments" gives each output the mean and variance that it had, where there are no batch norms; None leaves all
         as it is. None of them looks at labels.
     Raises the errors of the stages: BadInput, BadLoss, NothingToPrune, BudgetUnreachable.
     """

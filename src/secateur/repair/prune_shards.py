@@ -167,6 +167,8 @@ def wanted(
             left[name] = why_not(watch.met[name])
         elif asked.run and value.shape[once[name][1].reads] % asked.run[1]:
             left[name] = f"its {value.shape[once[name][1].reads]} inputs are no multiple of {asked.run[1]}"
+        elif asked.block and (groups_of := once[name][1].groups) > 1 and value.shape[0] // groups_of % asked.block[0]:
+            left[name] = f"blocks of {asked.block[0]} outputs span its groups of {value.shape[0] // groups_of}"
         elif asked.run is None and amount_of(name, amount) == 0:
             left[name] = "amount="
         else:
