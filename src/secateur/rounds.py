@@ -90,7 +90,7 @@ def rounds(
     exact: bool = False,
     units: Collection[str] | None = None,
     as_graph: bool = False,
-    repair: str | None = "statistics",
+    repair: str | None = "least-squares",
     rewind: nn.Module | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
@@ -105,6 +105,8 @@ def rounds(
         round, as in every call of `finetune`, that is their learning rate rewinding.
     checkpoint: a folder in which every finished round is kept: after a kill the next call goes on behind the last round that was trained
         (that is, after which the next one was asked for). A folder of other settings is refused.
+    repair: what is left is fitted after every cut to what the model of the round before makes, as in `prune`: "least-squares", "statistics"
+        (batch norms only, in a tenth of the time), "moments", or None, where the training that follows is all that is wanted.
     The other arguments are those of `prune`. The model itself stays as it is.
     """
     if structure == "layers":
