@@ -175,6 +175,16 @@ def test_rewinding_goes_on_after_a_stop_and_with_the_same_epoch_only(tmp_path):
     same(outputs(go(tmp_path / "cut")[-1].model, data[0][0]), outputs(whole[-1].model, data[0][0]))
 
 
+@pytest.mark.parametrize("repair", ["least-squares", "statistics", None])
+@pytest.mark.parametrize("rewound", [False, True])
+def test_a_plan_tells_the_repair_that_was_made(repair: str | None, rewound: bool, tmp_path):
+    model, data = residual(), batches()
+    options = {"amount": 0.3, "steps": 2, "repair": repair, "rewind": residual() if rewound else None, "checkpoint": tmp_path}
+    for step in sc.rounds(model, data[0][0], data, F.cross_entropy, **options):
+        assert step.plan.made["repair"] == (None if rewound else repair)
+    assert sc.read_plan(tmp_path / "round-1").made["repair"] == (None if rewound else repair)
+
+
 def test_a_graph_goes_back_to_the_graph_of_the_earlier_epoch():
     model, data, early = residual(), batches(), residual()
     with torch.no_grad():
