@@ -175,6 +175,15 @@ def test_rewinding_goes_on_after_a_stop_and_with_the_same_epoch_only(tmp_path):
     same(outputs(go(tmp_path / "cut")[-1].model, data[0][0]), outputs(whole[-1].model, data[0][0]))
 
 
+@pytest.mark.parametrize("rewound", [False, True])
+def test_progress_is_told_of_batches_and_then_of_weights_in_every_round(rewound: bool):
+    model, data, told = residual(), batches(), []
+    options = {"amount": 0.3, "steps": 2, "rewind": residual() if rewound else None, "progress": lambda *now: told.append(now)}
+    for step in sc.rounds(model, data[0][0], data, F.cross_entropy, **options):
+        fitted = [] if rewound else [(done, 4) for done in range(1, 5)]  # three convolutions and a linear layer
+        assert told == [(1, 3), (2, 3), (3, 3), *fitted] * step.number
+
+
 @pytest.mark.parametrize("repair", ["least-squares", "statistics", None])
 @pytest.mark.parametrize("rewound", [False, True])
 def test_a_plan_tells_the_repair_that_was_made(repair: str | None, rewound: bool, tmp_path):

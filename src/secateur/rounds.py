@@ -107,6 +107,7 @@ def rounds(
         (that is, after which the next one was asked for). A folder of other settings is refused.
     repair: what is left is fitted after every cut to what the model of the round before makes, as in `prune`: "least-squares", "statistics"
         (batch norms only, in a tenth of the time), "moments", or None, where the training that follows is all that is wanted.
+    progress: called in every round with (done, total), of the batches that are measured and then of the weights that are fitted.
     The other arguments are those of `prune`. The model itself stays as it is.
     """
     if structure == "layers":
@@ -145,7 +146,7 @@ def rounds(
             cut = select(scores, found, still(gone, of, dense, there, found), of, scope, multiple=multiple, least=left(stay, found))
             there = composed(dense, there, cut)
             whole = plan_of(dense, there, {**made, "cut": cut.made["cut"], "threshold": None})
-        small = repaired(shrink(now, cut), now, data, cut, repair) if early is None else shrink(early, whole)
+        small = repaired(shrink(now, cut), now, data, cut, repair, progress) if early is None else shrink(early, whole)
         before, now = now, small
         reached = 1 - cost(dense, there, of) / cost(dense, all_kept(dense), of)
         yield Round(number, steps, reached, now, whole, cut, sensitivity, given if before is model else before, given)
