@@ -58,6 +58,22 @@ def test_pruning_nothing_changes_nothing():
 
 
 @pytest.mark.parametrize(
+    "options, then",
+    [
+        ({"amount": 0.3}, [(done, 4) for done in range(1, 5)]),  # three convolutions and a linear layer
+        ({"amount": 0.3, "repair": "moments"}, [(done, 4) for done in range(1, 5)]),
+        ({"amount": 0.3, "repair": "statistics"}, []),
+        ({"amount": 0.3, "repair": None}, []),
+        ({"drop": 100.0}, [(done, 7) for done in range(8)]),
+    ],
+)
+def test_progress_is_told_of_batches_and_then_of_weights_or_trials(options: dict[str, object], then: list[tuple[int, int]]):
+    model, data, told = residual(), batches(), []
+    sc.prune(model, data[0][0], data, F.cross_entropy, validation=batches(1), progress=lambda *now: told.append(now), **options)
+    assert told == [(1, 3), (2, 3), (3, 3), *then]
+
+
+@pytest.mark.parametrize(
     "options, error, words",
     [
         ({"amount": 1.5}, sc.BadInput, "0..1"),

@@ -74,6 +74,37 @@ def test_a_run_that_stopped_goes_on_behind_its_last_finished_round(tmp_path):
     assert go(tmp_path / "cut") == []
 
 
+@pytest.mark.parametrize("structure", ["channels", "weights", "1x4"])
+@pytest.mark.parametrize("repair", sc.api.REPAIRS)
+def test_every_repair_of_every_structure_gives_the_same_bits_after_a_stop(repair: str | None, structure: str, tmp_path):
+    model, data = residual(), batches()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = {"amount": 0.4, "structure": structure, "steps": 3, "schedule": "linear", "repair": repair}
+
+    def go(folder, stop=None):
+        made = []
+        for step in itertools.islice(sc.rounds(model, data[0][0], data, F.cross_entropy, checkpoint=folder, **options), stop):
+            handed = {name: value.clone() for name, value in step.model.state_dict().items()}
+            plain = sc.shrink(step.before, step.cut).state_dict()
+            assert any(not torch.equal(value, plain[name]) for name, value in handed.items()) == (repair is not None)
+            train(step.model, torch.optim.SGD(step.model.parameters(), lr=0.01, momentum=0.9), data)
+            made.append((step, handed, dict(step.model.state_dict())))
+        return made
+
+    whole = go(tmp_path / "whole")
+    assert len(go(tmp_path / "cut", 2)) == 2
+    rest = go(tmp_path / "cut")
+    assert [step.number for step, _, _ in rest] == [2, 3]  # the second was handed over, but nobody came back from training it
+    for (step, *states), (then, *others) in zip(rest, whole[1:], strict=True):
+        for state, other in zip(states, others, strict=True):
+            assert state.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in state.items())
+        assert all(torch.equal(then.plan.keep[name], keep) for name, keep in step.plan.keep.items())
+        assert step.plan.made == then.plan.made and step.plan.made["repair"] == repair
+        if structure != "channels":
+            assert all(not step.model.get_parameter(name)[~kept].any() for name, kept in masks(step.plan).items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_script_that_is_run_again_can_rebind_a_fresh_optimizer(tmp_path):
     data = batches()
 
@@ -173,6 +204,25 @@ def test_rewinding_goes_on_after_a_stop_and_with_the_same_epoch_only(tmp_path):
         with pytest.raises(sc.BadInput, match="with rewind"):
             go(tmp_path / "cut", rewind=rewind)
     same(outputs(go(tmp_path / "cut")[-1].model, data[0][0]), outputs(whole[-1].model, data[0][0]))
+
+
+@pytest.mark.parametrize("rewound", [False, True])
+def test_progress_is_told_of_batches_and_then_of_weights_in_every_round(rewound: bool):
+    model, data, told = residual(), batches(), []
+    options = {"amount": 0.3, "steps": 2, "rewind": residual() if rewound else None, "progress": lambda *now: told.append(now)}
+    for step in sc.rounds(model, data[0][0], data, F.cross_entropy, **options):
+        fitted = [] if rewound else [(done, 4) for done in range(1, 5)]  # three convolutions and a linear layer
+        assert told == [(1, 3), (2, 3), (3, 3), *fitted] * step.number
+
+
+@pytest.mark.parametrize("repair", ["least-squares", "statistics", None])
+@pytest.mark.parametrize("rewound", [False, True])
+def test_a_plan_tells_the_repair_that_was_made(repair: str | None, rewound: bool, tmp_path):
+    model, data = residual(), batches()
+    options = {"amount": 0.3, "steps": 2, "repair": repair, "rewind": residual() if rewound else None, "checkpoint": tmp_path}
+    for step in sc.rounds(model, data[0][0], data, F.cross_entropy, **options):
+        assert step.plan.made["repair"] == (None if rewound else repair)
+    assert sc.read_plan(tmp_path / "round-1").made["repair"] == (None if rewound else repair)
 
 
 def test_a_graph_goes_back_to_the_graph_of_the_earlier_epoch():

@@ -109,6 +109,8 @@ def prune(
         batches as fit in 2 GiB of activations; "statistics" re-estimates batch norms only, by the difference to the dense model, in a
         fraction of the time; "moments" gives each output the mean and variance that it had, where there are no batch norms; None leaves all
         as it is. None of them looks at labels.
+    progress: called with (done, total or None where it is not known), of the batches that are measured; then anew of the weights that are
+        fitted or, with drop=, of the amounts that are tried.
     Raises the errors of the stages: BadInput, BadLoss, NothingToPrune, BudgetUnreachable.
     """
     if curves is not None and (threshold is not None or scope != "global"):
@@ -134,9 +136,11 @@ def prune(
         else partial(select_by_curves, scores, found, losses)
     )
 
+    fitting = progress if drop is None else None  # else the trials are told, each of which fits
+
     def at(amount: Amount | None) -> Pruned:
         plan = chosen(amount=amount, of=of, budget=budget, multiple=multiple, least=least, most=most, keep=keep).note(**made)
-        return Pruned(repaired(shrink(model, plan), model, data, plan, repair), plan, found, sensitivity, scores)
+        return Pruned(repaired(shrink(model, plan), model, data, plan, repair, fitting), plan, found, sensitivity, scores)
 
     if drop is None:
         return at(amount)

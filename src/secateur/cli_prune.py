@@ -148,7 +148,7 @@ def gradually(asked: Asked, given: Given, bar: Bar) -> Found:
         structure=asked.structure, criterion=criterion_of(asked.criterion), contexts=contexts_of(asked.contexts), local=asked.local,
         of=asked.of, scope=asked.scope, multiple=asked.multiple, least=least, most=most, keep=keep, exact=asked.exact,
         units=asked.kinds, as_graph=asked.as_graph, repair=None if asked.repair == "none" else asked.repair,
-        checkpoint=asked.rounds, seed=asked.seed, progress=bar("measuring, round by round"),
+        checkpoint=asked.rounds, seed=asked.seed, progress=bar("pruning, round by round"),
     ):  # fmt: skip
         if asked.tune:
             stage = f"fine-tuning, round {step.number} of {step.steps}"

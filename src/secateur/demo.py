@@ -202,7 +202,7 @@ def at_once(structure: str, amount: float, of: str, criterion: str, name: str) -
         pruned = prune(
             dense, example_in(splits.train), splits.train, classification, structure=structure, criterion=criterion,
             contexts="class" if ours else "batch", local=LOCAL if ours else 0.0, amount=amount, of=of, seed=seed,
-            progress=bar(f"measuring for {name}"),
+            progress=bar(f"pruning {name}"),
         )  # fmt: skip
         tuned = tuned_on(pruned.model, splits, seed, TUNING, bar, f"fine-tuning {name}")
         return Cut(shrink(dense, pruned.plan), tuned, pruned.plan, pruned.structure, pruned.sensitivity, pruned.scores)
@@ -215,7 +215,7 @@ def gradual(dense: nn.Module, splits: Splits, seed: int, bar: Bar) -> Cut:
     first, last, units = None, None, weights(dense)
     for step in rounds(
         dense, example_in(splits.train), splits.train, classification, amount=CONNECTIONS, steps=TUNING, schedule="cubic",
-        structure="weights", contexts="class", local=LOCAL, of="units", seed=seed, progress=bar("measuring, round by round"),
+        structure="weights", contexts="class", local=LOCAL, of="units", seed=seed, progress=bar("pruning, round by round"),
     ):  # fmt: skip
         tuned = tuned_on(step.model, splits, seed + step.number, 1, bar, f"fine-tuning round {step.number}")
         step.model.load_state_dict(tuned.model.state_dict())

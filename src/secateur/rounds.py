@@ -90,7 +90,7 @@ def rounds(
     exact: bool = False,
     units: Collection[str] | None = None,
     as_graph: bool = False,
-    repair: str | None = "statistics",
+    repair: str | None = "least-squares",
     rewind: nn.Module | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
@@ -101,10 +101,13 @@ def rounds(
     schedule: "linear", "cubic", "one-shot", or a function from progress 0..1 to the share of the final amount that is gone.
     rewind: the dense model as it was at an earlier epoch of its training. Every round chooses by the model as it was trained, but hands
         over what is left with the values of that epoch, to be trained from there (weight rewinding; Renda et al., 2020, section 2, after
-        Frankle et al., 2019); nothing is repaired. Without it the trained values stay: with a learning rate that begins anew in each
-        round, as in every call of `finetune`, that is their learning rate rewinding.
+        Frankle et al., 2019); nothing is repaired, whatever `repair` says. Without it the trained values stay: with a learning rate that
+        begins anew in each round, as in every call of `finetune`, that is their learning rate rewinding.
     checkpoint: a folder in which every finished round is kept: after a kill the next call goes on behind the last round that was trained
         (that is, after which the next one was asked for). A folder of other settings is refused.
+    repair: what is left is fitted after every cut to what the model of the round before makes, as in `prune`: "least-squares", "statistics"
+        (batch norms only, in a tenth of the time), "moments", or None, where the training that follows is all that is wanted.
+    progress: called in every round with (done, total), of the batches that are measured and then of the weights that are fitted.
     The other arguments are those of `prune`. The model itself stays as it is.
     """
     if structure == "layers":
@@ -116,8 +119,8 @@ def rounds(
         "amount": amount, "steps": steps, "schedule": name_of(schedule), "structure": structure, "criterion": name_of(criterion),
         "contexts": name_of(contexts), "local": local, "of": of, "scope": name_of(scope), "multiple": multiple, "exact": exact,
         "least": plain(least), "most": plain(most), "keep": sorted([keep] if isinstance(keep, str) else keep),
-        "units": None if units is None else sorted(units), "as_graph": as_graph, "repair": repair, "seed": seed,
-        "rewind": None if rewind is None else digest_of(rewind),
+        "units": None if units is None else sorted(units), "as_graph": as_graph, "seed": seed,
+        "rewind": None if rewind is None else digest_of(rewind), "repair": repair if rewind is None else None,
     }  # fmt: skip
     given = model  # its optimizer is the user's, and its parameters have the graph's names
     model = graph(model, example) if as_graph else model
@@ -143,7 +146,7 @@ def rounds(
             cut = select(scores, found, still(gone, of, dense, there, found), of, scope, multiple=multiple, least=left(stay, found))
             there = composed(dense, there, cut)
             whole = plan_of(dense, there, {**made, "cut": cut.made["cut"], "threshold": None})
-        small = repaired(shrink(now, cut), now, data, cut, repair) if early is None else shrink(early, whole)
+        small = repaired(shrink(now, cut), now, data, cut, repair, progress) if early is None else shrink(early, whole)
         before, now = now, small
         reached = 1 - cost(dense, there, of) / cost(dense, all_kept(dense), of)
         yield Round(number, steps, reached, now, whole, cut, sensitivity, given if before is model else before, given)
