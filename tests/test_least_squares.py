@@ -221,8 +221,10 @@ def test_prune_repairs_by_least_squares() -> None:
     found = {repair: sc.prune(model, x[:2], labelled, loss, amount=0.4, repair=repair) for repair in (None, "statistics", "least-squares")}
     errors = {repair: error(pruned.model, model, x) for repair, pruned in found.items()}
     assert errors["least-squares"] < min(errors["statistics"], errors[None])  # type: ignore[type-var]
+    with pytest.raises(BadInput, match="There is no repair 'lsq'"):  # before anything is looked at
+        sc.prune(model, x[:2], [], loss, amount=0.4, repair="lsq")
     with pytest.raises(BadInput, match="There is no repair 'lsq'"):
-        sc.prune(model, x[:2], labelled, loss, amount=0.4, repair="lsq")
+        next(sc.rounds(model, x[:2], [], loss, amount=0.4, repair="lsq"))
 
 
 @pytest.mark.parametrize("structure", ["weights", "2:4", "1x2", "layers"])

@@ -115,7 +115,8 @@ def prune(
     """
     if curves is not None and (threshold is not None or scope != "global"):
         raise BadInput("curves= share one amount=, budget= or drop= among the layers. Leave threshold= and scope= out, or curves=.")
-    absolute(budget)  # what is no budget is told before anything is measured
+    absolute(budget)  # what is no budget, and no repair, is told before anything is measured
+    named_repair(repair)
     model = graph(model, example) if as_graph else model
     found = structure_of(model, example, structure, exact, units)
     asked = {"amount=": amount, "budget=": budget, "threshold=": threshold, "drop=": drop, "curves=": curves}
@@ -238,9 +239,14 @@ def repaired(
     pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan: Plan, repair: str | None, progress: Progress | None = None
 ) -> nn.Module:
     """`pruned`, the shrunk model, with what is left adjusted."""
-    if repair not in REPAIRS:
-        raise BadInput(f"There is no repair {repair!r}. Choose {', '.join(repr(name) for name in REPAIRS if name)} or None.")
-    return REPAIRS[repair](pruned, dense, data, plan, progress)
+    return REPAIRS[named_repair(repair)](pruned, dense, data, plan, progress)
+
+
+def named_repair(name: str | None) -> str | None:
+    """Raises BadInput for a name that no repair has."""
+    if name not in REPAIRS:
+        raise BadInput(f"There is no repair {name!r}. Choose {', '.join(repr(known) for known in REPAIRS if known)} or None.")
+    return name
 
 
 def with_new(fit: Callable[..., Tree]) -> Repair:

@@ -91,7 +91,7 @@ class Made:
         """Positions that make up about so many rows, or twice as many as there are inputs; None: all."""
         shape, weight = self.out.shape, self.use.weight
         assert weight is not None
-        of_each = max(1, shape.numel() // (shape[self.axis] * self.positions))  # rows that a position has
+        of_each = max(1, shape.numel() // max(1, shape[self.axis] * self.positions))  # rows that a position has
         wanted = max(rows, 2 * weight.numel() // shape[self.axis]) // of_each + 1
         if wanted >= self.positions:
             return None
@@ -119,9 +119,8 @@ class Made:
 
     def factor(self) -> Tensor:
         """What the links multiply by: (groups, 1, outputs)."""
-        like = self.out[:1]
-        for axis in range(1, like.dim()):
-            like = like if axis == self.axis % like.dim() else like.narrow(axis, 0, 1)
+        dims = self.out.dim()
+        like = self.out.new_empty([size if axis == self.axis % dims else 1 for axis, size in enumerate(self.out.shape)])
         return self.rows(self.along(torch.ones_like(like)) - self.along(torch.zeros_like(like)))[:, :1]
 
 
@@ -270,7 +269,7 @@ def rows_of(y: Tensor, reading: Reading, axis: int, some: Tensor | None = None) 
         y = y.flatten(2)
         y = (y if some is None else y[:, :, some]).movedim(1, -1).flatten(0, -2)
     else:
-        y = y.movedim(axis, -1).flatten(0, -2)
+        y = y.movedim(axis, -1).reshape(-1, y.shape[axis])
         y = y if some is None else y[some]
     return torch.unflatten(y, 1, (reading.groups, -1)).movedim(1, 0)
 
@@ -288,7 +287,7 @@ def matrix_read(use: Use, call: Call, args: tuple[Any, ...], kwargs: dict[str, A
         return unfolded(*(spaced(x, weight, how) if how.transposed else (x, weight, how)), some)
     if weight.dim() != 2 or x.shape[axis] != weight.shape[dim]:
         return None
-    rows = x.movedim(axis, -1).flatten(0, -2)
+    rows = x.movedim(axis, -1).reshape(-1, x.shape[axis])
     return (rows if some is None else rows[some])[None]
 
 

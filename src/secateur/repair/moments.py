@@ -51,7 +51,7 @@ def matched(values: Tree, kept: Tree, met: Met) -> set[str]:
 
 def scale_and_shift(w: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
     """Of what is made, u w: the factor, and what is added afterwards, (groups, 1, outputs). w: (groups, inputs, outputs)."""
-    number = sums.gram[:, -1:, -1:]
+    number = sums.number
     uu, ur, u, r = sums.deviations(True)
     var = (w * (uu @ w)).sum(1, keepdim=True)
     dense = var + 2 * (w * ur).sum(1, keepdim=True) + sums.square[:, None] - number * r.square()

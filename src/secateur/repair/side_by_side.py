@@ -31,6 +31,10 @@ PART = 2**27  # bytes of rows that are summed at a time
 MEMORY = 2**31  # bytes of activations of all batches that are looked at
 HELD_BY_A_RUN = 6  # times the largest input and output of a call: of two models what comes in, what goes out, and what waits to be added
 
+WAY_OUT = (
+    "So its weights cannot be fitted. Give inputs that all go the same way through it; in prune, repair='statistics' takes any."
+)  # fmt: skip
+
 Progress = Callable[[int, "int | None"], None]
 
 
@@ -71,6 +75,11 @@ class Sums:
         """sum of |(u, 1) D - r|^2."""
         return float((change * (self.gram @ change - 2 * self.cross)).sum() + self.square.sum())
 
+    @property
+    def number(self) -> Tensor:
+        """Of rows; one, where there is none."""
+        return self.gram[:, -1:, -1:].clamp(min=1)
+
     def deviations(self, shifts: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """C_uu, C_ur and the means of u and r; where nothing can take a shift, the sums themselves, and zero for the means.
 
@@ -78,7 +87,7 @@ class Sums:
         """
         if not shifts:
             return self.gram[:, :-1, :-1], self.cross[:, :-1], torch.zeros(()), torch.zeros(())
-        number = self.gram[:, -1:, -1:]
+        number = self.number
         u, r = self.gram[:, -1:, :-1] / number, self.cross[:, -1:] / number
         uu, ur = self.gram[:, :-1, :-1] - number * u.mT @ u, self.cross[:, :-1] - number * u.mT @ r
         still = uu.diagonal(dim1=1, dim2=2) <= STILL * self.gram.diagonal(dim1=1, dim2=2)[:, :-1]
@@ -179,10 +188,10 @@ def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]]) -> Met:
     for number, (one, other) in enumerate(zip(pruned, dense)):
         made, wanted = one.on(), other.on()
         if made is None or wanted is None or made.reading != wanted.reading or (met and met.reading != made.reading):
-            raise BadInput(
-                "The model calls its weights in another order for some inputs, or some of them not at all, so they cannot be fitted. "
-                "Give inputs that all go the same way through it; in prune, repair='statistics' takes any."
-            )
+            raise BadInput(f"The model calls its weights in another order for some inputs, or some of them not at all. {WAY_OUT}")
+        if made.out.shape != wanted.out.shape:
+            where = f"What {made.reading.weight} makes has other sizes once units are removed (what it reads may be routed)."
+            raise BadInput(f"{where} {WAY_OUT}")
         some = made.drawn(ROWS // len(pruned), number)
         u, r = made.read(some), made.rows(wanted.total - made.total, some)
         met = met or Met(made.reading, Sums.none(u, r), Sums.none(u, r), made.factor().double())
