@@ -74,7 +74,7 @@ def by(criterion: str | None, repair: str | None) -> Callable[[Subject, Case, Se
 
     def way(subject: Subject, case: Case, given: Setting, seed: int) -> nn.Module:
         chosen, scope = BEST[case.structure] if criterion is None else (criterion, "global" if criterion == "random" else "layer")
-        if criterion == "magnitude" and case.structure == "connections":
+        if case.structure == "connections":
             scope = "global"
         data, structure = subject.calibration(seed, given.images), structure_of(subject, case)
         scores = sc.merge(sc.measure(sc.Task(subject.model, data, subject.loss, seed), structure, chosen))
@@ -155,6 +155,7 @@ WAYS: dict[str, tuple[Callable[[Subject, Case, Setting, int], nn.Module], Callab
     "no repair": (by(None, None), everywhere),
     "magnitude": (by("magnitude", "statistics"), everywhere),
     "magnitude, least squares": (by("magnitude", "least-squares"), everywhere),
+    "obs, least squares": (by("obs", "least-squares"), lambda case: case.structure == "connections"),
     "random": (by("random", "statistics"), everywhere),
     "Torch-Pruning, Taylor": (partial(torch_pruning, "taylor"), lambda case: case.structure == "channels" and "resnet" in case.net),
     "Torch-Pruning, magnitude": (partial(torch_pruning, "magnitude"), lambda case: case.structure == "channels" and "resnet" in case.net),
@@ -194,8 +195,9 @@ def page(rows: list[results.Row]) -> str:
         "*least squares*, *re-estimated*, *no repair*: chosen by `gradient_activation` per MAC (channels), `exact_obs` (per MAC of heads "
         f'and feed-forward; connections); then `repair=` "least-squares", "statistics", None. *{ROUNDS} rounds*: chosen and fitted so '
         "often, each time on what the last one left. *independent*: each weight fitted on what the dense network makes. *moments*: each "
-        "output has its mean and variance again; there is no batch norm to re-estimate. *magnitude* (of channels by layer), *random* and "
-        "what others choose: batch norms re-estimated, where there are any.",
+        "output has its mean and variance again; there is no batch norm to re-estimate. *obs*: what each connection costs "
+        "if it alone goes. *magnitude* (of channels by layer), *random* and what others choose: batch norms re-estimated, where there are "
+        "any.",
     ]
     for case in CASES.values():
         mine = [row for row in rows if row["case"] == case.name and "way" in row]
