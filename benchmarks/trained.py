@@ -148,8 +148,9 @@ def page(rows: list[results.Row]) -> str:
         "cost (of ResNet-56 those inside blocks), what is left is fitted by least squares, and, of ResNet-56, trained on "
         f"CIFAR-10's 50,000 training images, shifted and mirrored: SGD, rate {RATE} along a cosine, momentum {MOMENTUM}, decay {DECAY}, "
         f"{DISTILL:.0%} of the loss from the dense network's logits at temperature {TEMPERATURE:.0f}, in bfloat16. Top-1 in % on the "
-        "10,000 test images, which nothing was chosen by: after the last epoch, not the best one. It is the first recipe that was tried: rate, "
-        "decay and the share of the dense network's logits were not searched for, so where a target is missed, that is where to look first.",
+        "10,000 test images, which nothing was chosen by: after the last epoch, not the best one. It is the first recipe that was tried: "
+        "rate, decay and the share of the dense network's logits were not searched for, so where a target is missed, that is where to look "
+        "first.",
     ]
     for name, case in CASES.items():
         row = next((row for row in rows if row["case"] == name), None)
