@@ -206,8 +206,9 @@ def page(rows: list[results.Row]) -> str:
             continue
         assert isinstance(dense, float)
         target = case.target if case.target > 0 else dense + case.target
-        reached = mean(scores_of(mine, "least squares") or [0.0])
-        short = f", missed by {results.percent(target - reached)}" if reached < target else ", met"
+        ours = scores_of(mine, "least squares")
+        reached = mean(ours) if ours else target
+        short = f", missed by {results.percent(target - reached)}" if reached < target else ", met" if ours else ""
         goal = f" Asked for: {results.percent(target)}{short}." if case.target else ""
         about = max(mine, key=lambda row: int(str(row["images"])))
         saved = " fewer MACs" if case.cut.endswith("x") else ""

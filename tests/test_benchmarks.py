@@ -372,7 +372,9 @@ def kept(case: str, way: str, score: float, seed: int = 0, images: int = 1024) -
 def test_the_page_on_repair_says_what_is_met_and_what_was_not_run() -> None:
     rows = [{"case": "resnet56", "score": 0.9}, kept("resnet56-2x", "least squares", 0.92), kept("resnet56-2x", "random", 0.5)]
     rows += [kept("resnet56-90%", "least squares", 0.85, seed, 1024 * (1 + seed)) for seed in (0, 1)]
+    rows.append(kept("resnet56-1.5x", "random", 0.6))
     page = accuracy.page(rows)
+    assert "Asked for: 92.80. Tested" in page  # ours was not run
     assert "Dense: 90.00. Asked for: 91.00, met. Tested on 5,000." in page and "Asked for: 90.00, missed by 5.00." in page
     assert "| least squares | 92.00 | 1,024 | 1 | 10 | 500 |" in page and "| random | 50.00 |" in page
     assert "| least squares | 85.00 ± 0.00 | 1,024 and 2,048 | 2 |" in page and accuracy.TRIED["resnet56-90%"] in page
