@@ -69,8 +69,8 @@ BEST = {  # structure -> criterion and scope
 }
 
 
-def by(criterion: str | None, repair: str | None) -> Callable[[Subject, Case, Setting, int], nn.Module]:
-    """Of ours: a criterion (None: the best one) and a repair."""
+def by(criterion: str | None, repair: Callable[..., nn.Module]) -> Callable[[Subject, Case, Setting, int], nn.Module]:
+    """Of ours: a criterion (None: the best one) and a repair, of (pruned, dense, data, plan)."""
 
     def way(subject: Subject, case: Case, given: Setting, seed: int) -> nn.Module:
         chosen, scope = BEST[case.structure] if criterion is None else (criterion, "global" if criterion == "random" else "layer")
@@ -79,7 +79,7 @@ def by(criterion: str | None, repair: str | None) -> Callable[[Subject, Case, Se
         data, structure = subject.calibration(seed, given.images), structure_of(subject, case)
         scores = sc.merge(sc.measure(sc.Task(subject.model, data, subject.loss, seed), structure, chosen))
         plan = sc.select(scores, structure, scope=scope, **amount(case)) if ":" not in case.cut else sc.select(scores, structure)
-        return repaired(sc.shrink(subject.model, plan), subject.model, data, plan, repair)
+        return repair(sc.shrink(subject.model, plan), subject.model, data, plan)
 
     return way
 
@@ -102,13 +102,9 @@ def in_rounds(subject: Subject, case: Case, given: Setting, seed: int) -> nn.Mod
     return list(steps)[-1].model
 
 
-def independent(subject: Subject, case: Case, given: Setting, seed: int) -> nn.Module:
-    """As "least squares", but every weight on what the dense network makes."""
-    criterion, scope = BEST[case.structure]
-    data, structure = subject.calibration(seed, given.images), structure_of(subject, case)
-    scores = sc.merge(sc.measure(sc.Task(subject.model, data, subject.loss, seed), structure, criterion))
-    plan = sc.select(scores, structure, scope=scope, **amount(case))
-    return sc.shrink(sc.with_values(subject.model, sc.least_squares(subject.model, plan, data, sequential=False)), plan)
+def independent(pruned: nn.Module, dense: nn.Module, data: object, plan: sc.Plan) -> nn.Module:
+    """Every weight is fitted on what the dense network makes."""
+    return sc.shrink(sc.with_values(dense, sc.least_squares(dense, plan, data, sequential=False)), plan)  # type: ignore[arg-type]
 
 
 def structure_of(subject: Subject, case: Case) -> sc.Structure:
@@ -147,16 +143,16 @@ def everywhere(case: Case) -> bool:
 
 
 WAYS: dict[str, tuple[Callable[[Subject, Case, Setting, int], nn.Module], Callable[[Case], bool]]] = {  # and where each can be had
-    "least squares": (by(None, "least-squares"), everywhere),
+    "least squares": (by(None, partial(repaired, repair="least-squares")), everywhere),
     f"least squares, {ROUNDS} rounds": (in_rounds, lambda case: ":" not in case.cut),
-    "least squares, independent": (independent, lambda case: case.cut.endswith("x")),
-    "moments": (by(None, "moments"), lambda case: case.net in ("dscnn", "minilm")),
-    "re-estimated": (by(None, "statistics"), lambda case: case.net not in ("dscnn", "minilm")),
-    "no repair": (by(None, None), everywhere),
-    "magnitude": (by("magnitude", "statistics"), everywhere),
-    "magnitude, least squares": (by("magnitude", "least-squares"), everywhere),
-    "obs, least squares": (by("obs", "least-squares"), lambda case: case.structure == "connections"),
-    "random": (by("random", "statistics"), everywhere),
+    "least squares, independent": (by(None, independent), lambda case: case.cut.endswith("x")),
+    "moments": (by(None, partial(repaired, repair="moments")), lambda case: case.net in ("dscnn", "minilm")),
+    "re-estimated": (by(None, partial(repaired, repair="statistics")), lambda case: case.net not in ("dscnn", "minilm")),
+    "no repair": (by(None, partial(repaired, repair=None)), everywhere),
+    "magnitude": (by("magnitude", partial(repaired, repair="statistics")), everywhere),
+    "magnitude, least squares": (by("magnitude", partial(repaired, repair="least-squares")), everywhere),
+    "obs, least squares": (by("obs", partial(repaired, repair="least-squares")), lambda case: case.structure == "connections"),
+    "random": (by("random", partial(repaired, repair="statistics")), everywhere),
     "Torch-Pruning, Taylor": (partial(torch_pruning, "taylor"), lambda case: case.structure == "channels" and "resnet" in case.net),
     "Torch-Pruning, magnitude": (partial(torch_pruning, "magnitude"), lambda case: case.structure == "channels" and "resnet" in case.net),
     "torch.nn.utils.prune": (unstructured, lambda case: case.structure == "connections" and case.cut.endswith("%")),
@@ -201,7 +197,7 @@ def page(rows: list[results.Row]) -> str:
     ]
     for case in CASES.values():
         mine = [row for row in rows if row["case"] == case.name and "way" in row]
-        dense = next((row["score"] for row in rows if row["case"] == case.net), None)
+        dense = dense_of(rows, case)
         if not mine or dense is None:
             continue
         assert isinstance(dense, float)
@@ -233,12 +229,15 @@ def scores_of(rows: list[results.Row], way: str) -> list[float]:
     return [float(str(row["score"])) for row in rows if row["way"] == way]
 
 
+def dense_of(rows: list[results.Row], case: Case) -> object:
+    return next((row["score"] for row in rows if row["case"] == case.net), None)
+
+
 def headline(rows: list[results.Row]) -> str:
     """README's table: what goes, and what is left without training."""
     lines = []
     for case in CASES.values():
-        scores = [float(str(row["score"])) for row in rows if row["case"] == case.name and row.get("way") == "least squares"]
-        dense = next((row["score"] for row in rows if row["case"] == case.net), None)
+        scores, dense = scores_of([row for row in rows if row["case"] == case.name], "least squares"), dense_of(rows, case)
         if scores and (case.target or case.structure == "channels"):
             lines.append([case.net, f"{case.structure}, {case.cut}", results.percent(dense), f"{100 * mean(scores):.2f}"])
     return results.table(("network", "what goes", "dense", "without training"), lines)

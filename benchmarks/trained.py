@@ -28,7 +28,6 @@ from torch import Tensor, nn
 import results
 import secateur as sc
 from images import cifar10
-from secateur.api import repaired
 from subjects import SUBJECTS, Setting, absent
 from zoo import need_torchvision
 
@@ -76,10 +75,11 @@ class Augmented:
 
 
 def residual(case: Case, name: str, given: Setting, epochs: int, work: Path, seed: int) -> results.Row:
-    """Channels inside the blocks by `gradient_activation` per cost; least squares; then the training."""
+    """Channels inside the blocks; then the training."""
     subject = SUBJECTS["resnet56"](given)
     start = time.perf_counter()
-    small, _ = pruned(case, subject.model, subject.structures["channels"], subject.calibration(seed, given.images), seed)
+    structure, data = subject.structures["channels"], subject.calibration(seed, given.images)
+    small = pruned(case, subject.model, subject.example, structure, data, seed).model
     seconds = time.perf_counter() - start
     found: results.Row = {"seconds": round(seconds), "pruned": subject.test(small)}
 
@@ -118,21 +118,21 @@ def whole(case: Case, name: str, given: Setting, epochs: int, work: Path, seed: 
     data = [(part, torch.zeros(len(part), dtype=torch.long)) for part in images.split(16)]
     start = time.perf_counter()
     structure = sc.channels(model, images[:1])
-    small, plan = pruned(case, model, structure, data, seed)
+    found = pruned(case, model, images[:1], structure, data, seed)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     with tempfile.TemporaryDirectory() as folder:
-        sc.save(Path(folder) / "small", small, plan)
-    compared = sizes(model, small, images[:1])
+        sc.save(Path(folder) / "small", found.model, found.plan)
+    compared = sizes(model, found.model, images[:1])
     return {"seconds": round(seconds), "whole_seconds": round(time.perf_counter() - start), "MiB": round(peak), **compared}
 
 
 def pruned(
-    case: Case, model: nn.Module, structure: sc.Structure, data: list[tuple[Tensor, Tensor]], seed: int
-) -> tuple[nn.Module, sc.Plan]:  # fmt: skip
-    scores = sc.merge(sc.measure(sc.Task(model, data, F.cross_entropy, seed), structure, "gradient_activation"))
-    plan = sc.select(scores, structure, scope=case.scope, amount=case.amount, of=case.of)
-    return repaired(sc.shrink(model, plan), model, data, plan, "least-squares"), plan
+    case: Case, model: nn.Module, example: object, structure: sc.Structure, data: list[tuple[Tensor, Tensor]], seed: int
+) -> sc.Pruned:  # fmt: skip
+    """By `gradient_activation` per cost; fitted by least squares."""
+    chosen = {"criterion": "gradient_activation", "scope": case.scope, "amount": case.amount, "of": case.of}
+    return sc.prune(model, example, data, F.cross_entropy, structure=structure, repair="least-squares", seed=seed, **chosen)  # type: ignore[arg-type]
 
 
 def sizes(dense: nn.Module, small: nn.Module, example: object) -> results.Row:
