@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.flows.reading import Reading, matrix_of
 from secateur.flows.watch import Call
 from secateur.repair.choose import DAMPING, Asked, mask_for
-from secateur.repair.least_squares import Met, Sums
+from secateur.repair.side_by_side import Met, Sums
 
 READING = Reading(Call("w", 1, "linear"), "w", "b", 1, 1)
 

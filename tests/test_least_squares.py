@@ -1,4 +1,4 @@
-"""repair/least_squares.py and repair/reading.py: weights that read removed units, fitted to what they made."""
+"""repair/least_squares.py: weights that read removed units, fitted to what they made."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .api import RUN, SCOPES_OF_A_RUN, named_structure, scope_with_run, structure_of, with_run
+from .api import REPAIRS, RUN, SCOPES_OF_A_RUN, named_structure, scope_with_run, structure_of, with_run
 from .budget import Amount, Of, absolute, fraction, parts_of
 from .cli_curves import curves_in
 from .cli_measure import contexts_of
@@ -151,7 +151,7 @@ def check(asked: Asked) -> None:
     one_of(asked.of, (*COSTS, *RUN), "cost")
     one_of(asked.scope, ALL_SCOPES, "scope")
     one_of(asked.schedule, SCHEDULES, "schedule")
-    one_of(asked.repair, ("least-squares", "statistics", "moments", "none"), "repair")
+    one_of(asked.repair, [name or "none" for name in REPAIRS], "repair")
     kinds_of(asked.units, asked.structure)
     check_ways(asked)
     if asked.threshold is not None:

@@ -106,7 +106,7 @@ def rounds(
     checkpoint: a folder in which every finished round is kept: after a kill the next call goes on behind the last round that was trained
         (that is, after which the next one was asked for). A folder of other settings is refused.
     repair: what is left is fitted after every cut to what the model of the round before makes, as in `prune`: "least-squares", "statistics"
-        (batch norms only, in a tenth of the time), "moments", or None, where the training that follows is all that is wanted.
+        (batch norms only, in a fraction of the time), "moments", or None, where the training that follows is all that is wanted.
     progress: called in every round with (done, total), of the batches that are measured and then of the weights that are fitted.
     The other arguments are those of `prune`. The model itself stays as it is.
     """

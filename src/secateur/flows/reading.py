@@ -174,7 +174,7 @@ def makes_another(result: object, out: Tensor) -> bool:
     return result is not out and any(isinstance(part, Tensor) for part in parts)
 
 
-def links(made: Made, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any], sure: bool = True) -> bool:
+def links(made: Made, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any], sure: bool) -> bool:
     """Whether this only multiplies by a factor for every output, the same for all samples, and shifts."""
     if not args or args[0] is not made.out:
         return False

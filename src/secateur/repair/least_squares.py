@@ -23,11 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from ..criteria.removal import damped
-from ..flows.reading import matrix_of, weight_of
 from ..plan import Plan
 from ..surgery import masks
 from ..tree import Tree
-from .side_by_side import MEMORY, Met, Progress, Sums, checked, in_lockstep
+from .side_by_side import MEMORY, Met, Progress, Sums, change_by, check_plan, in_lockstep, kept_matrix, taker
 
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lambda, in mean eigenvalues of C_uu
 SOME = 8  # outputs that lambda is chosen by, where each is solved for itself
@@ -110,24 +109,21 @@ def least_squares(
         read.
     progress: called with (weights fitted, weights in all). Raises BadInput where there is no data, or some is run through other calls.
     """
-    kept = masks(checked(plan))
-    wanted: dict[str, set[int] | None] = dict.fromkeys(kept)
+    check_plan(plan)
+    wanted: dict[str, set[int] | None]
     if every and sequential:
         wanted = {name: None for name, _ in model.named_parameters()}
     elif plan.kept:
         wanted = {name: {d for d, index in enumerate(dims) if index is not None} for name, dims in plan.kept.items()}
+    else:
+        wanted = dict.fromkeys(masks(plan))
     return in_lockstep(model, plan, data, wanted, refit, memory, progress, sequential)
 
 
 def refit(values: Tree, kept: Tree, met: Met) -> set[str]:
     """Change the weight of this call, and its bias or the running mean behind it; their names."""
     reading, factor = met.reading, met.factor
-    weight = values[reading.weight]
-    left = kept.get(reading.weight, torch.ones((), dtype=torch.bool)).to(weight.device).expand(weight.shape)
     heard = factor.abs() > STILL * factor.abs().max()
-    shift = reading.bias or (reading.mean if reading.mean in values else None)
-    change = fitted(met.train, met.held, matrix_of(left, reading) & heard, shift is not None) / torch.where(heard, factor, 1)
-    weight += weight_of(change[:, :-1], weight, reading)
-    if shift is not None:
-        values[shift] += (change if reading.bias else -change)[:, -1].flatten()
-    return {reading.weight, *([shift] if shift else [])}
+    left = kept_matrix(kept, values[reading.weight], reading) & heard
+    change = fitted(met.train, met.held, left, taker(reading, values) is not None) / torch.where(heard, factor, 1)
+    return change_by(change, values, reading)

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..flows.reading import matrix_of, weight_of
+from ..flows.reading import matrix_of
 from ..plan import Plan
 from ..tree import Tree
-from .side_by_side import MEMORY, STILL, Met, Progress, Sums, in_lockstep
+from .side_by_side import MEMORY, STILL, Met, Progress, Sums, change_by, check_plan, in_lockstep, kept_matrix
 
 ROUNDING = 1e-6  # a variance this small beside the other one: the output stands still
 
@@ -30,6 +30,7 @@ def match_moments(
     Where a weight has no bias, the running mean of a batch norm behind it takes the shift; where there is neither, it is only scaled.
     data, memory, progress and errors: as of `least_squares`; `with_values` takes what comes back. Where nothing leaves, nothing moves.
     """
+    check_plan(plan)
     wanted: dict[str, set[int] | None] = {name: None for name, _ in model.named_parameters()}
     return in_lockstep(model, plan, data, wanted, matched, memory, progress, in_front=False)
 
@@ -40,13 +41,8 @@ def matched(values: Tree, kept: Tree, met: Met) -> set[str]:
     weight = values[reading.weight]
     w = matrix_of(weight.detach().double(), reading)
     scale, shift = scale_and_shift(w, sums)
-    weight.copy_(weight_of((w * scale).expand_as(w), weight, reading))
-    taker = reading.bias or (reading.mean if reading.mean in values else None)
-    if taker is not None:
-        left = kept.get(reading.weight, torch.ones((), dtype=torch.bool)).to(weight.device).expand(weight.shape)
-        shift = shift * matrix_of(left, reading).any(1, keepdim=True)
-        values[taker] += (shift if reading.bias else -shift).flatten()
-    return {reading.weight, *([taker] if taker else [])}
+    alive = kept_matrix(kept, weight, reading).any(1, keepdim=True)
+    return change_by(torch.cat([w * (scale - 1), shift * alive], 1), values, reading)
 
 
 def scale_and_shift(w: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:

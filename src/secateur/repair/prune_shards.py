@@ -36,7 +36,7 @@ from .choose import Asked, mask_for
 from .least_squares import refit
 from .lockstep import running
 from .parts import Parts, Told
-from .side_by_side import Met, meeting
+from .side_by_side import Met, meeting, taker
 from .stored import stored
 from .streamed import Loading, Shelf, built, names_in, with_buffers
 
@@ -207,7 +207,7 @@ def fitted_one(
     Values are rounded to what the files hold, so that a run that reads them from there goes on with the same.
     """
     reading = met.reading
-    weight, shift = values[reading.weight], reading.bias or (reading.mean if reading.mean in values else None)
+    weight, shift = values[reading.weight], taker(reading, values)
     mask = mask_for(met, weight, group, amount, shift is not None)
     then = met.without(weight * ~mask)
     weight *= mask

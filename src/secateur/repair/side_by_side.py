@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
-from ..flows.reading import ROWS, Halting, Made, Reading, Readings, matrix_of
+from ..flows.reading import ROWS, Halting, Made, Reading, Readings, matrix_of, weight_of
 from ..flows.watch import Call
 from ..plan import Plan
 from ..structure.cut import twin
@@ -128,7 +128,7 @@ def in_lockstep(
     wanted: weight -> the dimensions along which it may be read that count; None, any. sequential: the pruned model goes on with them; else
     the dense model is what runs. in_front: of a residual sum, if there is one behind the weight; else at its call.
     """
-    pruned, kept = mask(model, checked(plan)), masks(plan)
+    pruned, kept = mask(model, plan), masks(plan)
     dense = original(model)
     run = pruned if sequential else original(model)
     whole = dict(model.named_parameters())
@@ -153,10 +153,28 @@ def in_lockstep(
     return {name: values[name].detach() for name in changed}
 
 
-def checked(plan: Plan) -> Plan:
+def taker(reading: Reading, values: Tree) -> str | None:
+    """What takes up a shift of the output: the bias, or the running mean of the batch norm behind it; None where there is neither."""
+    return reading.bias or (reading.mean if reading.mean in values else None)
+
+
+def kept_matrix(kept: Tree, weight: Tensor, reading: Reading) -> Tensor:
+    """Where the weight is kept, (groups, inputs, outputs)."""
+    return matrix_of(kept.get(reading.weight, torch.ones((), dtype=torch.bool)).to(weight.device).expand(weight.shape), reading)
+
+
+def change_by(change: Tensor, values: Tree, reading: Reading) -> set[str]:
+    """Add to the weight, and the last row to what takes up a shift; their names. change: (groups, inputs + 1, outputs)."""
+    weight, shift = values[reading.weight], taker(reading, values)
+    weight += weight_of(change[:, :-1], weight, reading)
+    if shift is not None:
+        values[shift] += (change if reading.bias else -change)[:, -1].flatten()
+    return {reading.weight, *([shift] if shift else [])}
+
+
+def check_plan(plan: Plan) -> None:
     if not isinstance(plan, Plan):
         raise BadInput(f"The second argument is the plan, but this is a {type(plan).__name__}. Give (model, plan, data).")
-    return plan
 
 
 def original(model: nn.Module) -> nn.Module:
