@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
+from collections import UserDict
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +16,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from cases import CASES, Case
-from secateur.distill import Lesson, kept_of, objective, part, watched, weights_of
+from secateur.distill import Lesson, divergence, full, kept_of, objective, part, watched, weights_of
 from secateur.errors import BadInput
 from secateur.plan import Plan
 from secateur.structure import all_kept
@@ -205,3 +210,103 @@ def test_devices_are_followed():
     teacher, _, student = nets()
     x, y = to(batch(), CPU)  # type: ignore[misc]
     assert objective(F.cross_entropy, Lesson(teacher, 0.5), CPU)(student, x, y, 0).device == CPU
+
+
+# logits ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def slow(truth: Tensor, outputs: Tensor, temperature: float, classes: int) -> float:
+    """T^2 KL(softmax(t / T) || softmax(s / T)), number by number: the mean over all places but the classes."""
+    values = []
+    for t, s in zip(*(logits.movedim(classes, -1).flatten(0, -2).tolist() for logits in (truth, outputs)), strict=True):
+        a, b = ([math.exp(z / temperature) for z in row] for row in (t, s))
+        values.append(sum(x / sum(a) * math.log(x / sum(a) / (y / sum(b))) for x, y in zip(a, b)))
+    return temperature**2 * sum(values) / len(values)
+
+
+KINDS: dict[str, tuple[Callable[[Tensor], object], tuple[int, ...], int]] = {
+    "tensor (N, C)": (lambda z: z, (4, 5), 1),
+    "tensor (N, C, H)": (lambda z: z, (4, 5, 3), 1),
+    "tensor (N, C, H, W)": (lambda z: z, (4, 5, 3, 2), 1),
+    "dict (N, C)": (lambda z: {"loss": z.sum(), "logits": z}, (4, 5), 1),
+    "dict (N, L, V)": (lambda z: {"logits": z, "hidden": z.flatten()}, (4, 3, 5), 2),
+    "mapping (N, L, V)": (lambda z: UserDict(logits=z), (4, 3, 5), 2),
+    "attribute (N, L, V)": (lambda z: SimpleNamespace(logits=z), (4, 3, 5), 2),
+}
+BY_KIND = pytest.mark.parametrize(("kind", "shape", "classes"), KINDS.values(), ids=KINDS)
+
+
+def two(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    return tuple(3 * torch.randn(shape, generator=generator).double() for _ in range(2))  # type: ignore[return-value]
+
+
+@BY_KIND
+def test_the_divergence_is_summed_over_classes(kind, shape, classes):
+    truth, outputs = two(shape)
+    value = divergence(kind(truth), kind(outputs.requires_grad_()), 2.5)
+    assert value.item() == pytest.approx(slow(truth, outputs, 2.5, classes), rel=1e-12)
+    (gradient,) = torch.autograd.grad(value, outputs)
+    expected = 2.5 * ((outputs / 2.5).softmax(classes) - (truth / 2.5).softmax(classes)) * shape[classes] / outputs.numel()
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@BY_KIND
+def test_the_divergence_of_half_precision_is_that_of_the_same_numbers_in_float32(kind, shape, classes, dtype):
+    truth, outputs = (logits.to(dtype) for logits in two(shape))
+    value = divergence(kind(truth), kind(outputs), 2.5)
+    assert value.dtype == torch.float32 and torch.equal(value, divergence(kind(truth.float()), kind(outputs.float()), 2.5))
+    assert value.item() == pytest.approx(slow(truth, outputs, 2.5, classes), rel=1e-5)
+
+
+def test_a_loss_sees_no_half_precision():
+    class Named(dict):
+        """Its items are attributes, too."""
+
+        __getattr__ = dict.__getitem__
+
+    half, ids, other = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True), torch.arange(3), object()
+    given = Named(logits=half, ids=ids, double=torch.ones(2).double(), other=other)
+    made = full(given)
+    assert type(made) is Named and made.logits.dtype == torch.float32 and made.double.dtype == torch.float64
+    assert made.ids is ids and made.other is other and given.logits is half
+    made.logits.sum().backward()
+    assert torch.equal(half.grad, torch.ones_like(half))
+    assert full(half).dtype == torch.float32 and full(other) is other
+
+
+def test_logits_whose_classes_are_not_told_are_refused():
+    z = torch.zeros(2, 3, 4)
+    unlike = [z, z[:, :2], z[0, 0], (z,), {"scores": z}, {"logits": z}, {"logits": z[..., :2]}, {"logits": None}, {"logits": z[0, 0]}]
+    maps = {"logits": z[None]}
+    for truth, outputs in [*itertools.permutations(unlike, 2), (maps, maps), ((z,), (z,)), (z[0, 0], z[0, 0])]:
+        with pytest.raises(BadInput, match=r"Distillation needs logits of one shape.* the teacher .*\. Let both return such logits"):
+            divergence(truth, outputs, 1.0)
+    assert divergence({"logits": z[0]}, z[0], 1.0) == 0, "the last dimension of two is dimension 1"
+
+
+@pytest.mark.parametrize("kind", ["classes", "words"])
+def test_hugging_faces_models_are_taught(kind: str):
+    """One epoch of one batch, whose loss is the equation by hand."""
+    pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'secateur[huggingface]'")
+
+    def build(seed: int) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            off = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "initializer_range": 0.5, "pad_token_id": 0}
+            config = transformers.GPT2Config(vocab_size=30, n_positions=8, n_embd=16, n_layer=1, n_head=2, num_labels=3, **off)
+            models = {"classes": transformers.GPT2ForSequenceClassification, "words": transformers.GPT2LMHeadModel}
+            return models[kind](config).eval()
+
+    model, teacher = build(0), build(1)
+    words = torch.randint(1, 30, (4, 6), generator=torch.Generator().manual_seed(0))
+    data = {"input_ids": words, "labels": words[:, 0] % 3 if kind == "classes" else words}
+    tuned = sc.finetune(model, [data], lambda outputs, _: outputs.loss, 1, teacher=teacher, distill=0.3, temperature=2.0)
+    with torch.no_grad():
+        s, t = model(**data), teacher(**data)
+    expected = 0.7 * s.loss.item() + 0.3 * slow(t.logits, s.logits, 2.0, s.logits.dim() - 1)
+    assert tuned.history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    halved = full(model.bfloat16()(**data))
+    assert type(halved) is type(s) and halved.logits.dtype == halved["logits"].dtype == torch.float32

@@ -2,10 +2,14 @@
 
     (1 - a) L + a T^2 KL(softmax(teacher / T) || softmax(model / T)) + sum_m b_m |s_m - t_m[kept]|^2 / |t_m|^2
 
-The second term is Hinton et al. (2015), "Distilling the knowledge in a neural network", section 2. The third compares features, as FitNets
-do (Romero et al., 2015, eq. 3), but where the student is narrower it needs no learned projection: a pruned module's channels *are* channels
-of the dense one, those that the plan keeps. Which indices of an output these are is not guessed from a layer's type: those kept indices of
-the plan's tensors are taken for which the shrunk teacher's output equals the masked teacher's, on numbers (`kept_of`).
+The second term is Hinton et al. (2015), "Distilling the knowledge in a neural network", section 2: summed over the classes (`logits_of`
+says which dimension they are), the mean over samples and positions. All positions count, padding and what the labels leave out
+(-100), too: which logits a label belongs to only the loss knows (causal language models shift them).
+
+The third term compares features, as FitNets do (Romero et al., 2015, eq. 3), but where the student is narrower it needs no learned
+projection: a pruned module's channels *are* channels of the dense one, those that the plan keeps. Which indices of an output these are is
+not guessed from a layer's type: those kept indices of the plan's tensors are taken for which the shrunk teacher's output equals the masked
+teacher's, on numbers (`kept_of`).
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from .errors import BadInput
 from .plan import Plan
 from .surgery.mask import mask
 from .surgery.shrink import shrink
-from .task import Loss, call, number_of
+from .task import Loss, call, describe, number_of
 
 Objective = Callable[[nn.Module, object, object, int], Tensor]  # model, inputs, targets, number of the batch -> what to minimise
 Seen = dict[str, list[Tensor]]  # module -> what it made, call by call
@@ -67,11 +71,28 @@ def objective(loss: Loss, lesson: Lesson | None, device: torch.device) -> Object
 
 
 def divergence(truth: object, outputs: object, temperature: float) -> Tensor:
-    """T^2 KL(teacher || model), classes along dimension 1."""
-    if not (isinstance(outputs, Tensor) and isinstance(truth, Tensor) and outputs.dim() >= 2 and outputs.shape == truth.shape):
-        raise BadInput("Distillation needs logits (samples, classes, ...), of one shape in model and teacher. Set distill=0.")
-    log_p, log_q = (F.log_softmax(logits / temperature, 1) for logits in (truth, outputs))
-    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1).mean()
+    """T^2 KL(teacher || model): the sum over classes, the mean over samples and positions. Raises BadInput where these are not told."""
+    (t, classes), (s, same) = logits_of(truth), logits_of(outputs)
+    if t is None or s is None or t.shape != s.shape or classes != same:
+        raise BadInput(
+            "Distillation needs logits of one shape in model and teacher, (samples, classes, ...), or under `logits` (samples, classes) or "
+            f"(samples, positions, classes), but the model makes outputs {describe(outputs)}, the teacher {describe(truth)}. "
+            "Let both return such logits, or set distill=0."
+        )
+    log_p, log_q = (F.log_softmax(exact(logits) / temperature, classes) for logits in (t, s))
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(classes).mean()
+
+
+def logits_of(outputs: object) -> tuple[Tensor | None, int]:
+    """The logits, None where there are none, and the dimension of their classes.
+
+    Of a tensor it is 1, as in `F.cross_entropy`. Of `logits` among other outputs, in a mapping or as an attribute, it is the last, as in
+    Hugging Face's language models. With more than three dimensions it may be either there (1 of maps of images), so those are not taken.
+    """
+    if isinstance(outputs, Tensor):
+        return (outputs if outputs.dim() >= 2 else None), 1
+    named = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    return (named, named.dim() - 1) if isinstance(named, Tensor) and named.dim() in (2, 3) else (None, 1)
 
 
 def distance(made: list[Tensor], shown: list[Tensor], kept: list[Indices]) -> Tensor:
@@ -83,8 +104,14 @@ def distance(made: list[Tensor], shown: list[Tensor], kept: list[Indices]) -> Te
 
 
 def full(outputs: object) -> object:
-    """A tensor of half precision in float32: the loss is computed in that."""
-    return exact(outputs) if isinstance(outputs, Tensor) else outputs
+    """Half precision in float32, of a tensor or of those in a dict: the loss is computed in that."""
+    if not isinstance(outputs, dict):
+        return exact(outputs) if isinstance(outputs, Tensor) else outputs
+    made = copy.copy(outputs)  # of the same class: a loss may read outputs.logits
+    for name, value in outputs.items():
+        if isinstance(value, Tensor):
+            made[name] = exact(value)
+    return made
 
 
 def exact(value: Tensor) -> Tensor:

@@ -93,7 +93,8 @@ def finetune(
     rates, warmup: every group's rate goes along "cosine" (half of one, to 0), "constant", or a function of the share 0..1 of the run that
         is over, after a rise in equal steps over the share `warmup` of the run (0.1: the first tenth).
     teacher, distill: with a = distill, minimise (1 - a) L + a T^2 KL(softmax(teacher / T) || softmax(model / T)) (Hinton et al., 2015),
-        classes along dimension 1.
+        the mean over samples and all positions, padding and labels of -100, too. Classes are dimension 1 of a tensor, as in
+        `F.cross_entropy`, and the last of `logits` in a mapping, (samples, classes) or (samples, positions, classes), as in Hugging Face's.
     features, plan: add, for each of these modules (or times its weight), |s - t|^2 / |t|^2 between what it makes in the model and in the
         teacher; where the model is narrower, of the teacher only the channels that the plan, teacher to model, keeps (distill.py).
     patience: stop after this many epochs without a better validation figure.
