@@ -60,8 +60,16 @@ def convolutions() -> nn.Module:
     )  # fmt: skip
 
 
+def keeping(net: Net, x: Tensor) -> Tensor:
+    """A module that keeps of a run what it needs later on."""
+    net.skip = net.a(x).tanh()
+    y = net.b(net.skip)
+    return net.c(y * net.skip)  # type: ignore[no-any-return]
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "layers": (lambda: layers(3), lambda: correlated(24, 8)),
+    "keeps": (lambda: Net(keeping, a=nn.Linear(8, 12), b=nn.Linear(12, 12), c=nn.Linear(12, 3)), lambda: correlated(24, 8)),
     "convolutions": (convolutions, lambda: correlated(12, 2, 5, 5)),
     "attention": (Attends, lambda: words(6, 5)),
     "from the right": (

@@ -92,6 +92,18 @@ def test_bad_arguments_say_so(options, error, words):
         sc.prune(residual(), data[0][0], data, F.cross_entropy, **options)
 
 
+@pytest.mark.parametrize("repair", ["least-squares", "statistics", "moments", None])
+def test_data_that_can_be_read_once_will_do_where_nothing_is_repaired(repair):
+    data, read = batches(2), []
+    once = (read.append(batch) or batch for batch in data)
+    if repair is None:
+        assert sc.prune(residual(), data[0][0], once, F.cross_entropy, amount=0.5, repair=None).plan
+    else:
+        with pytest.raises(sc.BadInput, match="only once"):
+            sc.prune(residual(), data[0][0], once, F.cross_entropy, amount=0.5, repair=repair)
+        assert not read
+
+
 def test_a_model_without_a_prunable_unit_is_refused():
     model = nn.Linear(4, 3)
     with pytest.raises(sc.NothingToPrune, match="no unit"):

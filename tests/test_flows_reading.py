@@ -64,6 +64,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] = {  
     "groups": (lambda: nn.Sequential(conv(4, 6, groups=2), nn.ReLU(), conv(6, 6, groups=6, stride=2)), IMAGE, set()),
     "transposed": (lambda: nn.ConvTranspose2d(4, 3, 3, 2, 1, 1), IMAGE, set()),
     "transposed, dilated": (lambda: nn.ConvTranspose2d(4, 3, (2, 3), 1, (3, 2), dilation=2), IMAGE, set()),
+    "transposed, groups": (lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), IMAGE, set()),
+    "transposed, depthwise": (lambda: nn.ConvTranspose2d(4, 4, (2, 3), 1, (3, 2), groups=4, dilation=2), IMAGE, set()),
     "matrix": (lambda: Net(lambda n, x: x @ n.w + x, w=nn.Parameter(torch.randn(4, 4))), ROW, {"w"}),
 }  # fmt: skip
 
@@ -128,6 +130,16 @@ def test_what_is_read_times_the_matrix_is_what_is_made(name: str) -> None:
 def test_a_weight_that_is_called_twice_is_left_out() -> None:
     model = Net(lambda n, x: n.b(n.a(n.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 2))
     assert found(model, torch.randn(ROW)).keys() == {"b.weight"}
+
+
+def test_what_two_weights_have_in_common_takes_no_shift() -> None:
+    model = Net(lambda n, x: n.c(n.b(n.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 2))
+    model.b.bias = model.a.bias
+    assert {name: reading.bias for name, reading in found(model, torch.randn(ROW)).items()} == {
+        "a.weight": None, "b.weight": None, "c.weight": "c.bias",
+    }  # fmt: skip
+    model = Net(lambda n, x: n.n(n.b(n.n(n.a(x)))), a=conv(4, 4, bias=False), b=conv(4, 4, bias=False), n=bn(4))
+    assert [reading.mean for reading in found(model.eval(), torch.randn(IMAGE)).values()] == [None, None]
 
 
 @pytest.mark.parametrize("way", [lambda y: y.split(2, -1), lambda y: [y.relu()], lambda y: torch.chunk(y, 2, -1)])

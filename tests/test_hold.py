@@ -52,6 +52,13 @@ def test_zeros_stay_zero_and_the_rest_trains(make):
     assert all((value != before[name])[masks[name]].any() for name, value in model.named_parameters())
 
 
+def test_of_a_model_without_values_too():
+    model, masks = net(), random_masks(net())
+    hold(model.to("meta"), masks)
+    kept = held(model)
+    assert kept and all(torch.equal(kept[name], masks[name]) for name in kept)
+
+
 def test_training_follows_the_projected_gradient():
     """The oracle: a plain loop that multiplies weights and gradients by the masks itself."""
     model, oracle = net(), net()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from unittest import mock
@@ -76,6 +77,25 @@ def test_it_is_the_solution_of_the_normal_equations() -> None:
     torch.testing.assert_close(values["2.bias"], y.mean(0) - w @ u.mean(0))
     gone = torch.ones(8, dtype=torch.bool).index_fill(0, kept, False)
     assert not values["2.weight"][:, gone].any()
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.Softmax(-1), nn.GroupNorm(1, 8)], ids=str)
+def test_behind_a_statistic_over_units_it_is_the_smaller_model_that_is_fitted(norm: nn.Module) -> None:
+    """By torch.linalg.lstsq on what the smaller one, not the masked one, makes in front of the last layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), copy.deepcopy(norm), nn.Linear(8, 3)).double().eval()
+    x = torch.randn(60, 5, dtype=torch.float64)
+    data = [(part, torch.zeros(len(part))) for part in x.split(10)]
+    plan = planned(model, x, 0.5)
+    assert plan.approximate and sum(plan.removed()["0"]) == 4 + 8
+    values = least_squares(model, plan, data)
+    small = sc.shrink(with_values(model, values), plan)
+    u, y = small[:2](x).detach(), model(x).detach()  # type: ignore[index]
+    found = torch.linalg.lstsq(torch.cat([u, torch.ones_like(u[:, :1])], 1), y)
+    best = float((torch.cat([u, torch.ones_like(u[:, :1])], 1) @ found.solution - y).square().sum())
+    assert error(small, model, x) < 1.02 * best + 1e-9 < error(sc.shrink(model, plan), model, x)
+    gone = ~plan.keep["0"]
+    assert not values["0.weight"][gone].any() and not values["2.weight"][:, gone].any()
 
 
 def test_of_dense_features_every_weight_is_fitted_by_itself() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
+import torch
 
 from secateur.repair.lockstep import Run, running
 
@@ -59,3 +61,44 @@ def test_a_model_that_catches_what_it_can_is_stopped() -> None:
     assert run.on() == 1
     run.close()
     assert not run.thread.is_alive() and run.at is None
+
+
+def test_no_thread_is_left_over_where_there_can_be_no_more() -> None:
+    before, start, started = threading.active_count(), threading.Thread.start, list[threading.Thread]()
+
+    def refuse(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    with mock.patch.object(threading.Thread, "start", refuse), pytest.raises(RuntimeError, match="new thread"):
+        with running([counting(9, [], name) for name in "abc"]):
+            pass
+    assert threading.active_count() == before
+
+
+def test_every_run_draws_as_if_it_ran_alone() -> None:
+    def body(halt: Callable[[float], None]) -> None:
+        for _ in range(3):
+            halt(float(torch.rand(())))
+
+    torch.manual_seed(0)
+    alone = [float(torch.rand(())) for _ in range(3)]
+    torch.manual_seed(0)
+    with running([body, body]) as runs:
+        seen = []
+        for _ in range(3):
+            seen.append([run.on() for run in runs])
+            torch.rand(5)  # the caller's numbers are others
+    assert seen == [[number, number] for number in alone]
+    torch.manual_seed(0)
+    torch.rand(15)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with running([body, body]) as runs:
+        for _ in range(2):
+            [run.on() for run in runs]
+            torch.rand(5)
+    torch.rand(5)
+    assert torch.equal(torch.rand(3), expected)  # and stay the caller's

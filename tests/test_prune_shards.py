@@ -28,7 +28,7 @@ CASES = [
     ("layers", {"amount": 0.5}), ("layers", {"structure": "2:4"}), ("layers", {"structure": "2x3", "amount": 0.4}),
     ("convolutions", {"amount": 0.6}), ("convolutions", {"structure": "2:4"}), ("convolutions", {"structure": "1x2", "amount": 0.5}),
     ("attention", {"amount": 0.5}), ("attention", {"structure": "2:4"}), ("from the right", {"amount": 0.5}),
-    ("from the right", {"structure": "2:4"}), ("recurrent", {"amount": 0.5}), ("computed", {"amount": 0.5}),
+    ("from the right", {"structure": "2:4"}), ("recurrent", {"amount": 0.5}), ("computed", {"amount": 0.5}), ("keeps", {"amount": 0.5}),
 ]  # fmt: skip
 IDS = [f"{name} {' '.join(map(str, asked.values()))}" for name, asked in CASES]
 

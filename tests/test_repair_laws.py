@@ -22,6 +22,7 @@ from secateur.api import structure_of
 from secateur.select import plan_of
 from secateur.structure import Channels, Structure, all_kept, channels
 from secateur.surgery import masks, masks_of
+from secateur.task import split_batch
 from secateur.tree import Keep, Tree
 
 WITHOUT = {  # cases of which no weight can be fitted
@@ -113,10 +114,17 @@ def test_laws_of_every_case_hold_with_fitted_weights(case: Named, tmp_path: Path
 @pytest.mark.parametrize("case", APPROXIMATE, ids=str)
 def test_approximate_groups_are_the_mask_with_statistics_over_what_is_kept_with_fitted_weights(case: Case) -> None:
     model, inputs = case.model(), case.inputs()
-    structure = sc.channels(model, inputs)
-    plan, values, repaired = fitted(model, structure, keep := random_keep(structure), batches_of(case))
+    structure, data = sc.channels(model, inputs), batches_of(case)
+    plan, values, repaired = fitted(model, structure, keep := random_keep(structure), data)
     removed_is_exactly_zero(model, values, plan)
     laws.approximate_equals_statistics_over_what_is_kept(repaired, inputs, structure, keep)
+    assert missing(sc.shrink(repaired, plan), model, data) < 0.6 * missing(sc.shrink(model, plan), model, data)
+
+
+def missing(small: nn.Module, dense: nn.Module, data: list[object]) -> float:
+    """The sum of squares of what the outputs lack."""
+    of_each = (zip(*(laws.outputs(model, split_batch(batch)[0]) for model in (small, dense)), strict=True) for batch in data)
+    return sum(float((a - b).square().sum()) for pairs in of_each for a, b in pairs if a.is_floating_point())
 
 
 @pytest.mark.parametrize("structure", ["weights", "1x4", "2:4", "layers", "channels"])

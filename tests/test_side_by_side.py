@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -13,8 +14,12 @@ import secateur as sc
 from cases import Net
 from repairs import made, planned
 from secateur.errors import BadInput
-from secateur.repair import least_squares, match_moments
+from secateur.repair import least_squares, match_moments, side_by_side
 from secateur.repair.side_by_side import HELD_BY_A_RUN, Sums
+from secateur.select import plan_of
+from secateur.structure import all_kept
+
+FITS = pytest.mark.parametrize("fit", [least_squares, match_moments])
 
 
 def test_sums_of_half_precision_are_not_taken_in_it() -> None:
@@ -69,8 +74,64 @@ def test_what_is_not_finite_is_said() -> None:
         least_squares(model, plan, data)
 
 
-@pytest.mark.parametrize("fit", [least_squares, match_moments])
+@FITS
 def test_plan_and_data_the_wrong_way_round(fit: Callable[..., object]) -> None:
     model, data, x = made("linear")
     with pytest.raises(BadInput, match=r"second argument is the plan, but this is a list\. Give \(model, plan, data\)"):
         fit(model, data, planned(model, x))
+
+
+def test_of_many_small_batches_only_so_many_are_looked_at() -> None:
+    model, data, x = made("linear")
+    plan, asked = planned(model, x), list[int]()
+    batches = (asked.append(number) or data[number % len(data)] for number in itertools.count())
+    with mock.patch.object(side_by_side, "BATCHES", 3):
+        values = least_squares(model, plan, batches)
+    assert max(asked) == 2
+    for name, value in least_squares(model, plan, data[:3]).items():
+        torch.testing.assert_close(values[name], value, rtol=0, atol=0)
+
+
+@FITS
+def test_of_a_model_that_draws_both_draw_the_same(fit: Callable[..., dict[str, Tensor]]) -> None:
+    """So noise is not taken for something that is missing: where nothing leaves, nothing moves."""
+    _, data, x = made("linear")
+    noisy = Net(lambda n, x: n.c(n.b(torch.randn_like(x) + n.a(x)).relu() * torch.rand(1).double()),
+                a=nn.Linear(5, 5), b=nn.Linear(5, 8), c=nn.Linear(8, 3)).double().eval()  # fmt: skip
+    structure = sc.channels(noisy, x[:2])
+    whole = plan_of(structure, all_kept(structure), {})
+    for name, value in fit(noisy, whole, data).items():
+        torch.testing.assert_close(value, noisy.get_parameter(name), rtol=0, atol=0)
+    assert fit(noisy, planned(noisy, x), data)
+
+
+@FITS
+def test_what_modules_keep_of_a_run_is_not_another_runs(fit: Callable[..., dict[str, Tensor]]) -> None:
+    """Batches of two sizes, as a last one may be."""
+
+    def keeping(net: Net, x: Tensor) -> Tensor:
+        net.skip = net.a(x).relu()
+        y = net.b(net.skip)
+        return net.c(y * net.skip)  # type: ignore[no-any-return]
+
+    def passing(net: Net, x: Tensor) -> Tensor:
+        skip = net.a(x).relu()
+        return net.c(net.b(skip) * skip)  # type: ignore[no-any-return]
+
+    _, data, x = made("linear")
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(5, 8), "b": nn.Linear(8, 8), "c": nn.Linear(8, 3)}
+    kept, passed = (Net(forward, **layers).double().eval() for forward in (keeping, passing))
+    plan, uneven = planned(passed, x), [*data, (data[0][0][:3], data[0][1][:3])]
+    expected = fit(passed, plan, uneven)
+    assert expected
+    for name, value in fit(kept, plan, uneven).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+
+
+@FITS
+def test_a_model_without_values_is_refused(fit: Callable[..., object]) -> None:
+    model, data, x = made("linear")
+    plan = planned(model, x)
+    with pytest.raises(BadInput, match=r"no values .* prune_shards"):
+        fit(model.to("meta"), plan, data)

@@ -7,7 +7,7 @@ smaller model <--repair-- shrink | mask <-- Plan <--select under a budget--'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -116,7 +116,7 @@ def prune(
     if curves is not None and (threshold is not None or scope != "global"):
         raise BadInput("curves= share one amount=, budget= or drop= among the layers. Leave threshold= and scope= out, or curves=.")
     absolute(budget)  # what is no budget, and no repair, is told before anything is measured
-    named_repair(repair)
+    readable_again(data, repair)
     model = graph(model, example) if as_graph else model
     found = structure_of(model, example, structure, exact, units)
     asked = {"amount=": amount, "budget=": budget, "threshold=": threshold, "drop=": drop, "curves=": curves}
@@ -247,6 +247,12 @@ def named_repair(name: str | None) -> str | None:
     if name not in REPAIRS:
         raise BadInput(f"There is no repair {name!r}. Choose {', '.join(repr(known) for known in REPAIRS if known)} or None.")
     return name
+
+
+def readable_again(data: Iterable[object], repair: str | None) -> None:
+    """Raises BadInput where there is a repair, but nothing to repair by once the data has been measured on; or no such repair."""
+    if named_repair(repair) is not None and isinstance(data, Iterator):
+        raise BadInput("The data can be read only once (it is an iterator), but the repair reads it again. Give a list, or repair=None.")
 
 
 def with_new(fit: Callable[..., Tree]) -> Repair:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .api import Progress, named_repair, repaired, structure_of
+from .api import Progress, readable_again, repaired, structure_of
 from .budget import fraction
 from .contexts import Keys
 from .cost import cost
@@ -113,7 +113,7 @@ def rounds(
     if structure == "layers":
         raise BadInput("Rounds remove channels, connections or blocks of them. Skip layers in one shot: prune(..., structure='layers').")
     refuse_amount(structure, **{"the rounds": True})
-    named_repair(repair)
+    readable_again(data, repair)
     shares = list(shares_of(schedule, steps))
     final = fraction(amount)
     settings = {

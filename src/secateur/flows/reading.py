@@ -34,7 +34,7 @@ class Reading:
 
     weight, bias: the parameters; None where there is no bias.
     reads: the dimension of the weight that is read along. groups: of a convolution.
-    mean: the running mean of the batch norm behind it, which takes up a shift.
+    mean: the running mean of the batch norm behind it, which takes up a shift; norm: a parameter of that one.
     summed: it is fitted in front of the sum behind it.
     """
 
@@ -44,6 +44,7 @@ class Reading:
     reads: int
     groups: int
     mean: str | None = None
+    norm: str | None = None
     summed: bool = False
 
 
@@ -199,7 +200,7 @@ class Readings(Following):
         super().__init__()
         self.wanted = wanted
         self.found: dict[Call, Reading] = {}
-        self.met: Counter[str] = Counter()
+        self.met: Counter[str] = Counter()  # calls of each weight; of each bias and each batch norm, too
         self.largest = 1  # bytes that a call reads and makes
 
     def meets(self, use: Use, call: Call, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -207,9 +208,9 @@ class Readings(Following):
             self.behind(use, args[0])
         y = func(*args, **kwargs)
         name = self.name(use.weight)
+        self.met.update(one for one in (name, self.name(use.bias)) if one is not None)
         if name is None:
             return y
-        self.met[name] += 1
         self.largest = max(self.largest, sum(value.numel() * value.element_size() for value in (use.x, y) if value is not None))
         along = self.wanted.get(name, set())
         reads = set(use.reads) if along is None else along & use.reads.keys()
@@ -228,15 +229,23 @@ class Readings(Following):
         for made in self.pending:
             if made.out is x and not made.links and name is not None:
                 call = made.reading.call
-                self.found[call] = replace(self.found[call], mean=f"{name.rpartition('.')[0]}.running_mean")
+                self.found[call] = replace(self.found[call], mean=f"{name.rpartition('.')[0]}.running_mean", norm=name)
 
     def sums(self, made: Made) -> None:
         call = made.reading.call
         self.found[call] = replace(self.found[call], summed=True)
 
     def once(self) -> dict[Call, Reading]:
-        """Those whose weight is called once."""
-        return {call: reading for call, reading in self.found.items() if self.met[reading.weight] == 1}
+        """Those whose weight is called once; a bias or a batch norm that is called again, behind another one, takes no shift."""
+        return {
+            call: replace(
+                reading,
+                bias=reading.bias if reading.bias is not None and self.met[reading.bias] == 1 else None,
+                mean=reading.mean if reading.norm is not None and self.met[reading.norm] == 1 else None,
+            )
+            for call, reading in self.found.items()
+            if self.met[reading.weight] == 1
+        }
 
 
 class Halting(Following):
@@ -282,7 +291,7 @@ def matrix_read(use: Use, call: Call, args: tuple[Any, ...], kwargs: dict[str, A
     ((dim, axis),) = use.reads.items()
     if call.operator in CONVOLUTIONS:
         how = CONVOLUTIONS[call.operator](*args, **kwargs)
-        if how is None or x.dim() != weight.dim() or (how.transposed and how.groups > 1):
+        if how is None or x.dim() != weight.dim():
             return None
         return unfolded(*(spaced(x, weight, how) if how.transposed else (x, weight, how)), some)
     if weight.dim() != 2 or x.shape[axis] != weight.shape[dim]:
@@ -322,7 +331,8 @@ def matrix_of(weight: Tensor, reading: Reading) -> Tensor:
     if weight.dim() == 2:
         return weight.movedim(reading.reads, 0)[None]
     if reading.reads == 0:  # transposed
-        return weight.flip(*range(2, weight.dim())).movedim((0, 1), (-2, -1)).flatten(0, -2)[None]
+        turned = torch.unflatten(weight.flip(*range(2, weight.dim())), 0, (reading.groups, -1))
+        return turned.movedim((1, 2), (-2, -1)).flatten(1, -2)
     return torch.unflatten(weight, 0, (reading.groups, -1)).movedim(2, -1).flatten(2).mT
 
 
@@ -331,6 +341,6 @@ def weight_of(matrix: Tensor, like: Tensor, reading: Reading) -> Tensor:
     if like.dim() == 2:
         return matrix[0].movedim(0, reading.reads)
     if reading.reads == 0:
-        weight = torch.unflatten(matrix[0], 0, (*like.shape[2:], like.shape[0])).movedim((-2, -1), (0, 1))
-        return weight.flip(*range(2, weight.dim()))
+        turned = torch.unflatten(matrix, 1, (*like.shape[2:], like.shape[0] // reading.groups)).movedim((-2, -1), (1, 2))
+        return turned.flatten(0, 1).flip(*range(2, like.dim()))
     return torch.unflatten(matrix.mT, 2, (*like.shape[2:], like.shape[1])).movedim(-1, 2).flatten(0, 1)

@@ -12,7 +12,8 @@
 No label is needed. Weights are fitted in the order in which the model calls them, each on what the fitted ones before it make, so it also
 makes up for what those left (He et al., 2017, "Channel pruning", eq. 5: there from dense features, layer by layer). lambda is chosen from a
 grid by the error on a fifth of the samples, which the fit does not see; "as it is" is one of the choices. Then all samples are fitted
-with it, on which the error is never larger than it was.
+with it, on which the error of this weight's output (or of the sum) is never larger than it was. What the model gives back is nearly always
+nearer, too; with some dozens of rows it need not be.
 """
 
 from __future__ import annotations
@@ -100,11 +101,12 @@ def least_squares(
     """New values of the weights of `model` after this plan, and of biases and running means: `with_values` takes them.
 
     Fitted are the weights of linear layers, of matrix products and of convolutions (in groups, too, and transposed), each called once in
-    a run. Others stay: transposed convolutions in groups, recurrent layers, and weights that read in several places.
+    a run. Others stay: embeddings, recurrent layers, bilinear ones, weights that are called several times, or computed in the run (weight
+    norm, x @ w.t(), an einsum), and convolutions of an image without a batch or of `padding="same"` around an even kernel.
     data: batches of (inputs, targets) or dicts; targets are not looked at. Both models are run on all batches at once, side by side, so
     of a large data set only the first ones are looked at: as many as have activations of about `memory` bytes, and one at least.
     sequential: fit on what the pruned model makes, weight after weight; else each by itself, on what the dense model makes (as He et al.
-        do), those only that lose what they read.
+        do), those only that lose what they read, as if what leaves were zero.
     every: of the sequential fit, all weights, so that they make up for what those before them left; else only those that lose what they
         read.
     progress: called with (weights fitted, weights in all). Raises BadInput where there is no data, or some is run through other calls.

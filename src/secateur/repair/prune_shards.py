@@ -131,10 +131,12 @@ def fill(
         for name in groups:
             parts.source.type(names[name][0])  # or it is refused, before anything is done
         todo = {call: reading for call, reading in found.items() if reading.weight not in parts.done}
-        bodies = [partial(halting, *one, todo, *pair) for one in ((pruned, shelf), (dense, other)) for pair in enumerate(batches)]
+        both = ((pruned, shelf), (dense, other))
+        bodies = [partial(halting, own.beside(one), own, todo, *pair) for one, own in both for pair in enumerate(batches)]
         with running(bodies if todo else []) as runs:
             for number in range(len(found) - len(todo), len(found)):
                 met = meeting(runs[: len(batches)], runs[len(batches) :])
+                assert met is not None  # both are of one size
                 name = met.reading.weight
                 values = {key: shelf.held[key] for key in (name, met.reading.bias) if key is not None} | buffers
                 changed, told = fitted_one(met, values, names, parts, groups[name], amount_of(name, amount))
@@ -184,7 +186,7 @@ def why_not(times: int) -> str:
     if times > 1:
         return f"it is used {times} times in a run"
     if times:
-        return "what reads with it is no product (an embedding, a transposed convolution)"
+        return "what reads with it is no product (an embedding)"
     return "no operator that is looked into reads with it (it may be a recurrent layer's, or what a weight is computed from)"
 
 
@@ -193,9 +195,9 @@ def amount_of(name: str, amount: Amount | None) -> float:
 
 
 def halting(model: nn.Module, shelf: Shelf, found: dict[Call, Reading], number: int, inputs: object, halt: Callable[[Made], None]) -> None:
-    """One run of a model, in a thread."""
+    """One run of a model, in a thread. It draws what every run on these inputs draws."""
     watch = Halting(found, halt)
-    with torch.no_grad(), watch, Loading(shelf, watch), running_on(inputs, number):
+    with torch.no_grad(), seeded(number, torch.device("cpu")), watch, Loading(shelf, watch), running_on(inputs, number):
         call(model, inputs)
 
 

@@ -2,6 +2,9 @@
 
 Met at a weight: sums of products over samples and positions, of u, what it reads in the pruned model, and r, what is missing of the dense
 model's output, with themselves and with each other. Whatever is fitted by squares is fitted by these. It is changed before the runs go on.
+
+The pruned model is the masked one, and where units leave that are counted in (by a norm's statistic, a softmax), so that zeros are not the
+same as less, the smaller one.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -19,8 +23,8 @@ from ..errors import BadInput
 from ..flows.reading import ROWS, Halting, Made, Reading, Readings, matrix_of, weight_of
 from ..flows.watch import Call
 from ..plan import Plan
-from ..structure.cut import twin
-from ..surgery import mask, masks
+from ..structure.cut import Kept, twin
+from ..surgery import mask, masks, shrink
 from ..task import Task, call, device_of, evaluating, no_labels, running_on, seeded
 from ..tree import Tree
 from .lockstep import Run, running
@@ -29,6 +33,7 @@ HELD = 5  # of so many samples of a batch, the last one is held out; of so many 
 STILL = 1e-9  # a sum of squared deviations this small beside that of the squares is rounding
 PART = 2**27  # bytes of rows that are summed at a time
 MEMORY = 2**31  # bytes of activations of all batches that are looked at
+BATCHES = 2**10  # that are looked at: each has two threads
 HELD_BY_A_RUN = 6  # times the largest input and output of a call: of two models what comes in, what goes out, and what waits to be added
 
 WAY_OUT = (
@@ -128,29 +133,50 @@ def in_lockstep(
     wanted: weight -> the dimensions along which it may be read that count; None, any. sequential: the pruned model goes on with them; else
     the dense model is what runs. in_front: of a residual sum, if there is one behind the weight; else at its call.
     """
-    pruned, kept = mask(model, plan), masks(plan)
+    smaller, device = sequential and counted_in(plan), device_of(model)
+    if device.type == "meta":
+        raise BadInput("The model has no values (it is on meta), so nothing can be fitted. Load it; or prune it on disk, by prune_shards.")
+    pruned, kept = (shrink(model, plan), {}) if smaller else (mask(model, plan), masks(plan))
     dense = original(model)
     run = pruned if sequential else original(model)
     whole = dict(model.named_parameters())
     batches = (inputs for inputs, _ in Task(pruned, data, no_labels).batches())
     values = dict([*pruned.named_parameters(), *pruned.named_buffers()])
     changed: set[str] = set()
-    with torch.no_grad(), seeded(0, device_of(model)), evaluating(pruned), evaluating(run), evaluating(dense):
+    with torch.no_grad(), seeded(0, device), evaluating(pruned), evaluating(run), evaluating(dense):
         first = next(batches)
         readings = readings_of(pruned, wanted, first)
-        found, number = readings.once(), max(1, memory // (HELD_BY_A_RUN * readings.largest))
+        found, number = readings.once(), max(1, min(BATCHES, memory // (HELD_BY_A_RUN * readings.largest)))
         if not in_front:
             found = {call: replace(reading, summed=False) for call, reading in found.items()}
         some = [first, *islice(batches, number - 1)]
-        bodies = [partial(halting, one, found, *pair) for one in (run, dense) for pair in enumerate(some)]
-        with running(bodies) as runs:
+        bodies = [partial(halting, shared(one), found, *pair) for one in (run, dense) for pair in enumerate(some)]
+        with running(bodies, device) as runs:
             for number in range(1, len(found) + 1):
-                met = meeting(runs[: len(some)], runs[len(some) :])
-                name = met.reading.weight
-                changed |= step(values, kept, met if sequential else met.without(whole[name] - values[name]))
+                met = meeting(runs[: len(some)], runs[len(some) :], plan.kept if smaller else {})
+                if met is not None:
+                    name = met.reading.weight
+                    changed |= step(values, kept, met if sequential else met.without(whole[name] - values[name]))
                 if progress:
                     progress(number, len(found))
-    return {name: values[name].detach() for name in changed}
+    new = {name: values[name].detach() for name in changed}
+    return grown(new, model, plan) if smaller else new
+
+
+def counted_in(plan: Plan) -> bool:
+    """Whether units leave of which the smaller model is not what the mask makes."""
+    return any(name in plan.keep and not plan.keep[name].all() for name in plan.approximate)
+
+
+def grown(values: Tree, model: nn.Module, plan: Plan) -> Tree:
+    """What the smaller model has, at the places where the dense one has it; what is removed is zero."""
+    before, zero = dict([*model.named_parameters(), *model.named_buffers()]), masks(plan)
+    new = {name: before[name].detach() * zero.get(name, torch.ones(())).to(before[name]) for name in values}
+    for name, value in values.items():
+        kept = enumerate(plan.kept.get(name, (None,) * value.dim()))
+        lines = [torch.arange(value.shape[dim]) if index is None else index for dim, index in kept]
+        new[name][torch.meshgrid(*lines, indexing="ij")] = value
+    return new
 
 
 def taker(reading: Reading, values: Tree) -> str | None:
@@ -183,6 +209,11 @@ def original(model: nn.Module) -> nn.Module:
     return twin(model, lambda name, value: value.clone() if name in buffers else value)
 
 
+def shared(model: nn.Module) -> nn.Module:
+    """One that has the same tensors, but modules of its own: what these keep of a run is not another run's."""
+    return twin(model, lambda name, value: value)
+
+
 def leaves_of(model: nn.Module) -> Tree:
     return {name: value.requires_grad_() for name, value in model.named_parameters() if value.is_floating_point()}
 
@@ -195,29 +226,43 @@ def readings_of(model: nn.Module, wanted: dict[str, set[int] | None], inputs: ob
 
 
 def halting(model: nn.Module, found: dict[Call, Reading], number: int, inputs: object, halt: Callable[[Made], None]) -> None:
-    """One run of the model, in a thread."""
-    with torch.no_grad(), Halting(found, halt).on(leaves_of(model)), running_on(inputs, number):
+    """One run of the model, in a thread. It draws what every run on these inputs draws."""
+    with torch.no_grad(), seeded(number, device_of(model)), Halting(found, halt).on(leaves_of(model)), running_on(inputs, number):
         call(model, inputs)
 
 
-def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]]) -> Met:
-    """Let all runs go on to the next halt."""
+def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]], left: Kept = MappingProxyType({})) -> Met | None:
+    """Let all runs go on to the next halt.
+
+    left: which indices of its weights a smaller model has. None: it makes less there in other ways, too, which cannot be told apart.
+    """
     met: Met | None = None
     for number, (one, other) in enumerate(zip(pruned, dense)):
         made, wanted = one.on(), other.on()
         if made is None or wanted is None or made.reading != wanted.reading or (met and met.reading != made.reading):
             raise BadInput(f"The model calls its weights in another order for some inputs, or some of them not at all. {WAY_OUT}")
-        if made.out.shape != wanted.out.shape:
+        total = of_less(wanted, left)
+        if made.out.shape != total.shape and left:
+            continue
+        if made.out.shape != total.shape:
             where = f"What {made.reading.weight} makes has other sizes once units are removed (what it reads may be routed)."
             raise BadInput(f"{where} {WAY_OUT}")
         some = made.drawn(ROWS // len(pruned), number)
-        u, r = made.read(some), made.rows(wanted.total - made.total, some)
+        u, r = made.read(some), made.rows(total - made.total, some)
         met = met or Met(made.reading, Sums.none(u, r), Sums.none(u, r), made.factor().double())
         cut = max(1, u.shape[1] * (HELD - 1) // HELD) if u.shape[1] > 1 else int((number + 1) % HELD > 0)
         met.train.add(u[:, :cut], r[:, :cut])
         met.held.add(u[:, cut:], r[:, cut:])
-    assert met is not None  # there is a batch
+    if met is None:
+        return None
     if not all(value.isfinite().all() for sums in (met.train, met.held) for value in (sums.gram, sums.cross)):
         where = f"What {met.reading.weight} reads or makes is not finite on this data."
         raise BadInput(f"{where} Look at the data, and at the weights before it.")
     return met
+
+
+def of_less(made: Made, left: Kept) -> Tensor:
+    """What the dense model makes, of the outputs that the weight has in the smaller one."""
+    ((dim, axis),) = made.use.makes.items()
+    index = left.get(made.reading.weight, (None,) * (dim + 1))[dim]
+    return made.total if index is None else made.total.index_select(axis, index.to(made.out.device))

@@ -79,7 +79,8 @@ def reestimate(pruned: nn.Module, dense: nn.Module, data: Iterable[object], plan
 
     with torch.no_grad(), _random_state(result), evaluating(dense), evaluating(result), _meeting(dense, look), _meeting(result, correct):
         for inputs in _inputs(data):
-            call(dense, to(inputs, device_of(dense)))
+            with _random_state(dense):  # both draw the same
+                call(dense, to(inputs, device_of(dense)))
             call(result, to(inputs, device_of(result)))
             seen.clear()
         for name, moments in after.items():

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import BadInput, PlanMismatch
 from ..flows.watch import Watch
-from ..structure.cut import tensors_in
+from ..structure.cut import tensors_in, twin
 from ..task import each
 from .stored import Stored
 
@@ -67,6 +67,12 @@ class Shelf:
         self.parameters = dict(model.named_parameters())
         self.names = {id(value): name for name, value in self.parameters.items()}
         self.held: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
+
+    def beside(self, model: nn.Module) -> nn.Module:
+        """Another one that has the same parameters, and modules of its own."""
+        again = twin(model, lambda name, value: value)
+        self.names |= {id(value): name for name, value in again.named_parameters()}
+        return again
 
     def take(self, name: str) -> Tensor:
         """The values, of the parameter's type."""

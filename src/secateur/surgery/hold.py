@@ -49,8 +49,9 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
                 f"Build the same architecture, or make a new plan."
             )
     for name, mask in masks.items():
-        parameter, removed = parameters[name], ~mask.bool().to(parameters[name].device)
+        parameter, removed = parameters[name], ~mask.bool()
         if removed.any():
+            removed = removed if parameter.is_meta else removed.to(parameter.device)
             with torch.no_grad():
                 parameter.masked_fill_(removed, 0)
             hooks = parameter._backward_hooks or {}
