@@ -184,9 +184,10 @@ def page(rows: list[results.Row]) -> str:
         "Written by `python benchmarks/accuracy.py`; rows in `benchmarks/results/accuracy.json`. Trained networks lose channels (of the "
         "residual ones those inside blocks), heads and inner channels of feed-forward parts, or connections (of what multiplies "
         "something). No weight is trained; docs/trained.md has what training brings back. Top-1 in %; of MiniLM the rank correlation on "
-        "STS-B, times 100; on data that no unit and no value was chosen by (CIFAR-10: test images), though which criteria stand for ours "
-        "was settled with such scores in sight. Targets are for *least squares*. samples: to choose and fit by; of several seeds, "
-        "which draw them, mean ± half the range. seconds: from the trained network to the smaller one, on a machine that did other work, "
+        "STS-B, times 100; on data that no unit and no value was chosen by (CIFAR-10: test images; of the keyword network there are test "
+        "clips only, and those to choose and fit by are not tested on), though which criteria stand for ours was settled with such scores "
+        "in sight. Targets are for *least squares*. samples: to choose and fit by; of several seeds, which draw them, mean ± half the "
+        "range. seconds: from the trained network to the smaller one, on a machine that did other work, "
         "too. MiB: the process's peak.\n\n"
         "*least squares*, *re-estimated*, *no repair*: chosen by `gradient_activation` per MAC (channels), `exact_obs` (per MAC of heads "
         f'and feed-forward; connections); then `repair=` "least-squares", "statistics", None. *{ROUNDS} rounds*: chosen and fitted so '
