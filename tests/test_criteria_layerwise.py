@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.criteria.layerwise import exact_obs
 from secateur.criteria.removal import in_order
+from secateur.criteria.sweep import swept_runs
 from secateur.errors import BadInput
 
 DAMPING = 1e-9
@@ -157,6 +160,27 @@ def test_blocks_and_runs_are_taken_out_whole(kind: str, inputs: int, layer: str)
         stay = tuple(int(part) for part in kind.split(":")) if ":" in kind else None
         expected = in_order(w[None], torch.linalg.inv(a)[None], wide, stay)[0] / 2  # type: ignore[arg-type]
         torch.testing.assert_close(found[group * (4 // high) + bundle, :, 0].T.flatten(), expected)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 4), nn.Conv2d(8, 6, (1, 2), groups=2)], ids=str)
+def test_runs_of_wide_layers_are_swept(layer: nn.Module) -> None:
+    """The scores of the weight's matrix, inputs last of a place, by `swept_runs`."""
+    torch.manual_seed(0)
+    model, plain = copy.deepcopy(layer).double(), isinstance(layer, nn.Linear)
+    x = torch.randn(50, 8, *(() if plain else (2, 3)), dtype=torch.float64)
+    with mock.patch("secateur.criteria.layerwise.EXACT", 0):
+        (scores,) = exact_obs(task(model, x), sc.n_of_m(model, 2, 4))
+    weight, groups = model.weight.detach(), 1 if plain else 2  # type: ignore[union-attr]
+    rows = x[:, None] if plain else torch.stack([x[..., :2], x[..., 1:]], 1).movedim((2, 1), (-1, -2)).flatten(0, 2)  # (..., place, input)
+    for group in range(groups):
+        mine = rows[..., group * (8 // groups) : (group + 1) * (8 // groups)].flatten(-2).view(-1, 8)
+        a = mine.T @ mine / len(x)
+        a += 1e-2 * a.diagonal().mean() * torch.eye(8)
+        outputs = slice(group * 3, group * 3 + 3) if groups == 2 else slice(None)
+        w = weight[outputs].T if plain else weight[outputs, :, 0].permute(2, 1, 0).reshape(8, 3)
+        expected = swept_runs(w[None], torch.linalg.inv(a)[None], 2, 4)[0] / 2
+        found = scores["weight"][outputs]
+        torch.testing.assert_close(found.T if plain else found[:, :, 0].permute(2, 1, 0).reshape(8, 3), expected)
 
 
 def test_what_nothing_is_seen_to_read_is_refused() -> None:

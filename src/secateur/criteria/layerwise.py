@@ -19,10 +19,12 @@ from ..structure.kinds import at_old_size
 from ..task import Task, derived, plain
 from ..tree import Scores, Tree
 from .removal import damped, in_order, increases, remove
+from .sweep import swept_runs
 from .unlabelled import Projection, along_signs
 
 MEMORY = 2**25  # bytes of inverses that are updated at a time
 EACH = 2**13  # rows of a batch that A is told from, drawn: neighbours say the same
+EXACT = 2**34  # outputs x inputs^3 up to which n:m goes in the exact order: some twenty seconds of one core
 COARSE = 128  # connections go one by one up to twice so many inputs, else in about so many steps
 
 
@@ -35,7 +37,8 @@ def exact_obs(task: Task, structure: Structure, damping: float = 1e-2, projectio
     random signs, so no label is looked at (`projection`: `along_labels` is that of `output_kl`). After each removal, W and A^-1 change
     by what makes up for it, exactly (Frantar & Alistarh, 2022, "Optimal brain compression", eq. 3 and 4; of units: Kurtic et al., 2023,
     "ZipLM", eq. 3 and 4). So scores are increases in the order of removal, never falling: connections go output by output, blocks with
-    the outputs that they span, of n:m those within their runs first; channels and heads group by group, over all weights that read them.
+    the outputs that they span, of n:m those within their runs first (in wide layers one sweep over the inputs says what each costs at its
+    turn: `sweep`); channels and heads group by group, over all weights that read them.
     `repair="least-squares"` makes the change of the weights that the score counts on.
     A weight of a recurrent layer shows no input: what such weights read of a unit is not in its score.
     damping: added to A, in its mean eigenvalues. Yields once, for all samples, each of which costs a forward and a backward pass; the order
@@ -122,6 +125,8 @@ def of_connections(layers: list[Layer], structure: Structure) -> Scores:
 
 def of_weight(layer: Layer, group: Group) -> Tensor:
     """Each output loses its connections for itself; blocks of several outputs lose them together."""
+    if group.run is not None and layer.w.numel() * layer.w.shape[1] ** 2 > EXACT:
+        return weight_of(swept_runs(layer.w, layer.inverse, group.run.n, group.run.m), layer.like, layer.reading)
     block, reads = group.block or (1,) * layer.like.dim(), layer.reading.reads
     wide, high = block[reads], math.prod(block) // block[reads]  # inputs, outputs of a block
     if high > 1 and layer.w.shape[2] % high and len(layer.w) > 1:

@@ -9,7 +9,7 @@ takes inputs^3 (Frantar & Alistarh, 2023, "SparseGPT", algorithm 1). Of so many 
 
 at their turn. There we differ: SparseGPT takes U_jj^2, what is left of (A^-1)_jj at the turn of j, since there only later inputs make up
 for it; here all that stays is fitted afterwards (`repair.least_squares`). And there the same share of every so many inputs leaves; here as
-many as do when all are ranked at once. Of n:m the n best of every run stay, by U_jj^2.
+many as do when all are ranked at once. Of n:m those leave of every run that cost least by U_jj^2.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ def swept(w: Tensor, inverse: Tensor, number: int) -> Tensor:
 
 
 def swept_runs(w: Tensor, inverse: Tensor, n: int, m: int) -> Tensor:
-    """Which connections stay when n of every m consecutive inputs do. Runs of the largest inputs go first: more make up for them."""
-    keep = torch.ones_like(w, dtype=torch.bool)
+    """What each connection costs at its turn, when of every m consecutive inputs all but the n leave that cost most: w_jo^2 / U_jj^2.
+
+    Runs of the largest inputs go first: more make up for them.
+    """
+    costs = torch.zeros_like(w)
     for group, (mine, one) in enumerate(zip(w, inverse)):  # each has an order of its own
         size = torch.cholesky_inverse(torch.linalg.cholesky(one)).diagonal().view(-1, m).sum(1)
         order = (size.argsort(descending=True, stable=True)[:, None] * m + torch.arange(m, device=w.device)).flatten()
@@ -48,12 +51,12 @@ def swept_runs(w: Tensor, inverse: Tensor, n: int, m: int) -> Tensor:
             stop, lost = min(start + step, len(order)), []
             for first in range(start, stop, m):
                 run = slice(first, first + m)
-                gone = (mine[:, run].square() / pivots[run, None]).argsort(stable=True, dim=1)[:, : m - n]
-                kept[:, run] = torch.ones_like(kept[:, run]).scatter(1, gone, False)
+                cost = mine[:, run].square() / pivots[run, None]
+                costs[group, order[run]] = cost[0]
+                kept[:, run] = kept[:, run].scatter(1, cost.argsort(stable=True, dim=1)[:, : m - n], False)
                 lost.append(settled(mine, upper, kept, first, first + m, stop))
             mine[:, stop:] -= upper[:, start:stop, stop:].mT @ torch.cat(lost, 1)
-        keep[group, order] = kept[0]
-    return keep
+    return costs
 
 
 def settled(w: Tensor, upper: Tensor, keep: Tensor, start: int, stop: int, end: int) -> Tensor:

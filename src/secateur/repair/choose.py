@@ -19,6 +19,7 @@ from ..criteria.removal import damped
 from ..criteria.sweep import swept, swept_runs
 from ..flows.reading import Reading, matrix_of, weight_of
 from ..smallest import smallest
+from ..structure.n_of_m import best_of
 from ..structure.structure import Group, Run
 from ..structure.tiles import blocks_along, spread
 from .side_by_side import Met
@@ -55,7 +56,7 @@ def mask_for(met: Met, weight: Tensor, group: Group, amount: float, shifts: bool
     w = matrix_of(weight.detach().double(), met.reading) * met.factor + inverse @ ur
     count = min(math.ceil((amount - ROUNDING) * group.size), group.size - 1)
     if group.run is not None:
-        return weight_of(swept_runs(w, inverse, group.run.n, group.run.m), weight, met.reading)
+        return best_of(weight_of(swept_runs(w, inverse, group.run.n, group.run.m), weight, met.reading), group.run)
     if not group.block and w.numel() * w.shape[1] ** 2 > EXACT:
         return weight_of(swept(w, inverse, count), weight, met.reading)
     scores = of_weight(Layer(met.reading, w, inverse, weight), group)
