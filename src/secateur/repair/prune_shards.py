@@ -7,15 +7,18 @@
 
 Two models run side by side on all batches (`lockstep`): the dense one, and the one that is pruned up to here. Both have their parameters
 on `meta`, and on disk (`streamed`). In memory are the weights at the halt, sums of inputs x inputs, and what the runs hold there: the
-activations of one layer, of all batches. So peak memory grows with the widest layer and with the data, not with the number of layers.
+activations of one layer, of all batches, or, of those that wait, on disk (`spill`). So peak memory grows with the widest layer and, but for
+those, with the data, not with the number of layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from torch import nn
@@ -37,6 +40,7 @@ from .least_squares import refit
 from .lockstep import running
 from .parts import Parts, Told
 from .side_by_side import Met, meeting, taker
+from .spill import Spill, Spilling
 from .stored import stored
 from .streamed import Loading, Shelf, built, names_in, with_buffers
 
@@ -64,6 +68,7 @@ def prune_shards(
     amount: Amount | None = None,
     structure: str = "weights",
     keep: Collection[str] = (),
+    spill: str | Path | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> PrunedShards:
     """Remove connections of the model in `source`, adjust those that stay, and write the model to the folder `target`.
@@ -77,11 +82,15 @@ def prune_shards(
     amount: the share that leaves of every weight, or by names or patterns ("*.mlp.*"): 0 of those that none matches.
     structure: "weights"; "2:4" (no amount: it says itself how much goes); blocks, "1x4" (outputs x inputs).
     keep: names or patterns of weights that stay as they are: ("lm_head.weight",).
+    spill: a folder on disk, in which lies what the runs on all batches but one have made while these wait: slower, and memory holds the
+        activations of one batch. None: those of all batches stay in memory. The result is the same bit for bit.
     progress: called with (weights done, weights in all).
     Pruned are weights of linear layers, matrix products and convolutions, each called once in a run; `left` says which are not, and why.
     Raises BadInput, Unreadable for files that are missing or damaged, PlanMismatch where they are not of this model.
     """
     asked = asked_for(structure, amount)
+    if spill is not None and not Path(spill).is_dir():
+        raise BadInput(f"spill={str(spill)!r} is no folder. Make it, on a disk with room for the activations of all batches.")
     files, pruned = stored(source), built(build)
     names = names_in(pruned, files)
     batches = [split_batch(batch)[0] for batch in data]
@@ -99,7 +108,7 @@ def prune_shards(
     parts = Parts(target, files, settings)
     if parts.left is None:
         with torch.no_grad(), seeded(0, torch.device("cpu")), evaluating(pruned):
-            parts.finish(fill(pruned, names, batches, parts, asked, amount, keep, progress))
+            parts.finish(fill(pruned, names, batches, parts, asked, amount, keep, spill, progress))
     assert parts.left is not None  # it is finished
     return PrunedShards(parts.folder, parts.done, parts.left)
 
@@ -118,7 +127,7 @@ def asked_for(structure: str, amount: Amount | None) -> Asked:
 
 def fill(
     pruned: nn.Module, names: Mapping[str, tuple[str, ...]], batches: list[object], parts: Parts, asked: Asked, amount: Amount | None,
-    keep: Collection[str], progress: Callable[[int, int | None], None] | None,
+    keep: Collection[str], spill: str | Path | None, progress: Callable[[int, int | None], None] | None,
 ) -> dict[str, str]:  # fmt: skip
     """Fit what is not fitted yet; which weights stay whole, and why."""
     buffers = dict(pruned.named_buffers())
@@ -126,16 +135,27 @@ def fill(
     with_buffers(dense, names, parts.source.read)
     with_buffers(pruned, names, parts.read)
     shelf, other = Shelf(pruned, lambda name: parts.read(names[name][0])), Shelf(dense, lambda name: parts.source.read(names[name][0]))
-    with evaluating(dense):
+    with evaluating(dense), ExitStack() as files:
         groups, left, found = wanted(dense, other, batches[0], asked, amount, keep)
         for name in groups:
             parts.source.type(names[name][0])  # or it is refused, before anything is done
         todo = {call: reading for call, reading in found.items() if reading.weight not in parts.done}
-        both = ((pruned, shelf), (dense, other))
-        bodies = [partial(halting, own.beside(one), own, todo, *pair) for one, own in both for pair in enumerate(batches)]
+        both, count = ((pruned, shelf), (dense, other)), len(batches)
+        spills = [None if spill is None else Spill(files.enter_context(TemporaryFile(dir=spill))) for _ in range(2 * count)]
+        bodies = [
+            partial(halting, own.beside(one), own, todo, spills[first + number], number, inputs)
+            for first, one, own in ((0, *both[0]), (count, *both[1]))
+            for number, inputs in enumerate(batches)
+        ]
         with running(bodies if todo else []) as runs:
+
+            def seen(batch: int) -> None:
+                for run, its in ((runs[k], spills[k]) for k in (batch, count + batch)):
+                    if its is not None and run.at is not None:
+                        its.out(run.at, [*shelf.held.values(), *other.held.values()])
+
             for number in range(len(found) - len(todo), len(found)):
-                met = meeting(runs[: len(batches)], runs[len(batches) :])
+                met = meeting(runs[:count], runs[count:], seen=seen)
                 assert met is not None  # both are of one size
                 name = met.reading.weight
                 values = {key: shelf.held[key] for key in (name, met.reading.bias) if key is not None} | buffers
@@ -194,9 +214,12 @@ def amount_of(name: str, amount: Amount | None) -> float:
     return float(of_group(name, amount, 0.0)) if amount is not None else 0.0
 
 
-def halting(model: nn.Module, shelf: Shelf, found: dict[Call, Reading], number: int, inputs: object, halt: Callable[[Made], None]) -> None:
+def halting(
+    model: nn.Module, shelf: Shelf, found: dict[Call, Reading], spill: Spill | None, number: int, inputs: object,
+    halt: Callable[[Made], None],
+) -> None:  # fmt: skip
     """One run of a model, in a thread. It draws what every run on these inputs draws."""
-    watch = Halting(found, halt)
+    watch = Halting(found, halt) if spill is None else Spilling(found, halt, spill)
     with torch.no_grad(), seeded(number, torch.device("cpu")), watch, Loading(shelf, watch), running_on(inputs, number):
         call(model, inputs)
 

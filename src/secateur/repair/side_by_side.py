@@ -231,10 +231,15 @@ def halting(model: nn.Module, found: dict[Call, Reading], number: int, inputs: o
         call(model, inputs)
 
 
-def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]], left: Kept = MappingProxyType({})) -> Met | None:
-    """Let all runs go on to the next halt.
+def meeting(
+    pruned: Sequence[Run[Made]],
+    dense: Sequence[Run[Made]],
+    left: Kept = MappingProxyType({}),
+    seen: Callable[[int], None] = lambda number: None,
+) -> Met | None:
+    """Let all runs go on to the next halt. None: a smaller model makes less there in other ways, too, which cannot be told apart.
 
-    left: which indices of its weights a smaller model has. None: it makes less there in other ways, too, which cannot be told apart.
+    left: which indices of its weights a smaller model has. seen: called once what the runs on this batch hold there has been looked at.
     """
     met: Met | None = None
     for number, (one, other) in enumerate(zip(pruned, dense)):
@@ -253,6 +258,7 @@ def meeting(pruned: Sequence[Run[Made]], dense: Sequence[Run[Made]], left: Kept 
         cut = max(1, u.shape[1] * (HELD - 1) // HELD) if u.shape[1] > 1 else int((number + 1) % HELD > 0)
         met.train.add(u[:, :cut], r[:, :cut])
         met.held.add(u[:, cut:], r[:, cut:])
+        seen(number)
     if met is None:
         return None
     if not all(value.isfinite().all() for sums in (met.train, met.held) for value in (sums.gram, sums.cross)):
