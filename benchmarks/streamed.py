@@ -31,7 +31,10 @@ MORE = 8  # times as many sequences
 CLOSE = 1.1  # times the peak of the fewer layers
 LENGTH, WORDS, BATCH = 64, 1000, 16  # tokens of a sequence, words there are, sequences of a batch
 PER_LAYER = 6  # weights
-HEADS = ("layers", "sequences", "activations", "weights", "before", "peak", "beyond before", "seconds a layer", "of CPU", "error of the fit / of the mask")
+HEADS = (
+    "layers", "sequences", "activations", "weights", "before", "peak", "beyond before", "seconds a layer", "of CPU",
+    "error of the fit / of the mask",
+)  # fmt: skip
 
 
 class Block(nn.Module):
@@ -109,7 +112,8 @@ def page(found: results.Row) -> str:
     few, many, held, spilled = rows
     grown = [row["peak"] - row["before"] for row in (few, many)]
     lines = [
-        [f"{row['layers']:.0f}", f"{row['sequences']:,.0f}", "on disk" if row["spilled"] else "in memory", mib(row["size"]), mib(row["before"]), mib(row["peak"]), mib(row["peak"] - row["before"]),
+        [f"{row['layers']:.0f}", f"{row['sequences']:,.0f}", "on disk" if row["spilled"] else "in memory",
+         mib(row["size"]), mib(row["before"]), mib(row["peak"]), mib(row["peak"] - row["before"]),
          f"{row['seconds'] / row['layers']:.1f}", f"{row['cpu'] / row['layers']:.1f}", f"{row['error']:.2f}"]
         for row in rows
     ]  # fmt: skip
@@ -118,13 +122,13 @@ def page(found: results.Row) -> str:
         "Written by `python benchmarks/streamed.py`; the raw results are in `benchmarks/results/streamed.json`.\n\n"
         f"Commit of the library: {found['commit']}. Seed: {found['seed']}. Machine: {found['machine']}, {found['threads']} threads.",
         f"`secateur.prune_shards` makes 2:4 of a Transformer of width {found['width']} (random float32 weights, a shard a layer, "
-        f"{PER_LAYER} weights each) by sequences of {LENGTH} tokens, {BATCH} a batch, in a fresh process. Peak: of resident memory; before: "
-        "what it had with torch, the library and the data. The C library is told to give back at once what is freed.",
+        f"{PER_LAYER} weights each) by sequences of {LENGTH} tokens, {BATCH} a batch, in a fresh process. Peak: of resident memory; "
+        "before: what it had with torch, the library and the data. The C library is told to give back at once what is freed.",
         results.table(HEADS, lines),
         f"The peak with {many['layers']:.0f} layers is {many['peak'] / few['peak']:.3f} times that with {few['layers']:.0f} "
         f"(target: at most {CLOSE:g}), what is beyond the start {grown[1] / grown[0]:.3f} times. By {MORE} times as many sequences it is "
-        f"{mib(held['peak'] - few['peak'])} more with their activations in memory, and {mib(spilled['peak'] - few['peak'])} more with those "
-        f"of all batches but one on disk (`spill=folder`), in {spilled['cpu'] / held['cpu']:.2f} times the processor time.",
+        f"{mib(held['peak'] - few['peak'])} more with their activations in memory, and {mib(spilled['peak'] - few['peak'])} more with "
+        f"those of all batches but one on disk (`spill=folder`), in {spilled['cpu'] / held['cpu']:.2f} times the processor time.",
         "What is held at a halt: the weight twice (dense and pruned); sums of inputs x inputs in float64, some copies of them while a mask "
         "is chosen, and up to 256 MiB of systems while the fit is solved; and the activations of both models for all sequences, or, with "
         "`spill=`, for one batch, as far as one layer needs them.",

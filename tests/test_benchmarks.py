@@ -189,11 +189,17 @@ def test_a_plan_in_rounds_meets_the_same_budget(rounds: int) -> None:
 
 
 def test_the_page_on_pruning_from_disk_compares_peaks(tmp_path: Path) -> None:
-    one = {"before": 100 * 2**20, "seconds": 24.0, "cpu": 12.0, "weights": 12, "error": 0.6}
-    rows = [{**one, "layers": 12, "size": 2**20, "peak": 200 * 2**20}, {**one, "layers": 48, "size": 2**22, "peak": 210 * 2**20}]
+    one = {"before": 100 * 2**20, "seconds": 24.0, "cpu": 12.0, "weights": 12, "error": 0.6, "size": 2**20, "layers": 12, "sequences": 4}
+    rows = [
+        {**one, "peak": 200 * 2**20, "spilled": False}, {**one, "layers": 48, "peak": 210 * 2**20, "spilled": False},
+        {**one, "sequences": 32, "peak": 290 * 2**20, "spilled": False},
+        {**one, "sequences": 32, "peak": 203 * 2**20, "spilled": True, "cpu": 18.0},
+    ]  # fmt: skip
     about = {"width": 8, "sequences": 4, "seed": 0, "threads": 1, "commit": "abc1234", "machine": "a machine"}
     page = streamed.page({"rows": rows, **about})
-    assert "| 12 | 1 MiB | 100 MiB | 200 MiB | 100 MiB | 2.0 | 1.0 | 0.60 |" in page
+    assert "| 12 | 4 | in memory | 1 MiB | 100 MiB | 200 MiB | 100 MiB | 2.0 | 1.0 | 0.60 |" in page
+    assert "it is 90 MiB more with their activations in memory, and 3 MiB more with those of all batches but one on disk" in page
+    assert "in 1.50 times the processor time" in page
     assert "with 48 layers is 1.050 times that with 12 (target: at most 1.1), what is beyond the start 1.100 times" in page
     size = streamed.write_shards(tmp_path / "dense", 1, 64, 0)
     assert size == sum(value.nbytes for value in streamed.Transformer(1, 64).state_dict().values())
