@@ -152,7 +152,8 @@ def page(rows: list[results.Row]) -> str:
         f"{', '.join(f'{weight:.0f}' for weight in FEATURES.values())}, what the outputs of its three stages lack of the dense network's, "
         "in bfloat16. Top-1 in % on the 10,000 test images, which no unit and no weight was chosen by: after the last epoch, not the best "
         "one. The recipe was settled on a ResNet-20 of half the MACs in four epochs, by its test images: rates of half and of two and a "
-        "half times as much, no features, and mixed images with the logits alone all kept less.",
+        "half times as much, no features, and mixed images with the logits alone all kept less. (Of a ResNet-56 at 2.11x DepGraph, Fang et "
+        "al., 2023, reports 93.77 after 200 epochs.)",
     ]
     for name, case in CASES.items():
         row = next((row for row in rows if row["case"] == name), None)
