@@ -157,10 +157,10 @@ def everywhere(case: Case) -> bool:
 
 WAYS: dict[str, tuple[Callable[[Subject, Case, Setting, int], nn.Module], Callable[[Case], bool]]] = {  # and where each can be had
     "least squares": (by(None, partial(repaired, repair="least-squares")), everywhere),
-    f"least squares, {ROUNDS} rounds": (in_rounds, lambda case: ":" not in case.cut),
-    "least squares, independent": (by(None, independent), lambda case: case.cut.endswith("x")),
+    f"least squares, {ROUNDS} rounds": (in_rounds, lambda case: case.name in TRIED),
+    "least squares, independent": (by(None, independent), lambda case: case.net == "dscnn"),
     "least squares, distilled": (by(None, distilled), lambda case: case.name in TRIED),
-    "moments": (by(None, partial(repaired, repair="moments")), lambda case: case.net in ("dscnn", "minilm")),
+    "moments": (by(None, partial(repaired, repair="moments")), lambda case: case.net == "dscnn"),
     "re-estimated": (by(None, partial(repaired, repair="statistics")), lambda case: case.net not in ("dscnn", "minilm")),
     "no repair": (by(None, partial(repaired, repair=None)), everywhere),
     "magnitude": (by("magnitude", partial(repaired, repair="statistics")), everywhere),
@@ -234,7 +234,7 @@ def page(rows: list[results.Row]) -> str:
         lacking = [way for way, (_, where) in WAYS.items() if where(case) and not any(row["way"] == way for row in mine)]
         if case.target and reached < target and case.name in TRIED:
             parts.append(TRIED[case.name])
-        if lacking:
+        if lacking and case.target:
             parts.append(f"Not run yet: {'; '.join(lacking)}.")
     never = [case.name for case in CASES.values() if not any(row["case"] == case.name for row in rows)]
     if never:
