@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -756,7 +757,9 @@ def test_groups_that_are_nearly_gone_are_counted_and_named():
 def test_a_worst_class_that_fell_far_is_told(before: tuple[float, int] | None, after: tuple[float, int] | None, says: str):
     rows = {"dense": before, "pruned": (0.0, 0), "tuned": after}  # the last is the result
     table = Table({name: {"worst_class": found[0], "worst_class_is": found[1]} if found else {} for name, found in rows.items()}, {})
-    said = cli_prune.worst_off(table)
+    said = cli_prune.worst_off(table, mock.Mock(tune=0, contexts="batch"))
+    assert all(line.endswith("try less, or --tune 5, or --contexts class --local 0.3.") for line in said)
+    assert all(line.endswith("try less.") for line in cli_prune.worst_off(table, mock.Mock(tune=2, contexts="class")))
     assert len(said) == bool(says) and all(line.startswith(says) and line.count(". ") == 0 for line in said)
 
 

@@ -201,7 +201,33 @@ def test_a_student_that_only_distils_comes_to_agree_with_its_teacher():
     ],
 )
 def test_the_best_epoch(history, best):
-    assert best_epoch(history) == best
+    worse = {"validation_loss": 9.0, "validation_top1": 0.0}
+    assert best_epoch(history, worse) == best
+    better = {"validation_loss": 0.1, "validation_top1": 1.0}
+    assert best_epoch(history, better) == (0 if history and "validation_loss" in history[0] else best)
+    if history and best == 1:
+        assert best_epoch(history, history[0]) == 0  # as good is not better
+
+
+def test_what_no_epoch_made_better_stays():
+    """Bit for bit, here and in a run that goes on; and patience counts from the start."""
+    model = finetune(net(), batches(), F.cross_entropy, 20, lr=3e-2).model
+    wrecked = finetune(model, batches(), F.cross_entropy, 5, batches(1), lambda p: torch.optim.SGD(p, lr=50.0, momentum=0.9), patience=2)
+    assert wrecked.best_epoch == 0 and len(wrecked.history) == 2 and same(wrecked.model, model) and not same(wrecked.last_model, model)
+    x, y = (torch.cat(values) for values in zip(*batches(1)))
+    assert wrecked.best == wrecked.start
+    assert (model(x).argmax(1) == y).float().mean().item() == pytest.approx(wrecked.start["validation_top1"])
+    assert F.cross_entropy(model(x), y).item() == pytest.approx(wrecked.start["validation_loss"], rel=1e-5)
+
+
+def test_an_optimizer_that_is_made_and_a_teacher_that_teaches_nothing_are_told():
+    given = (net(), batches(), F.cross_entropy, 1)
+    with pytest.raises(BadInput, match=r"one already, of the class SGD.* Give a function"):
+        finetune(*given, optimizer=torch.optim.SGD(net().parameters(), 0.1))
+    with pytest.raises(BadInput, match="teacher is of type str"):
+        finetune(*given, teacher="bert", distill=0.5)
+    with pytest.raises(BadInput, match="nothing that it teaches"):
+        finetune(*given, teacher=net())
 
 
 def test_early_stopping_keeps_the_best_weights():
@@ -415,7 +441,7 @@ def test_weights_that_are_not_finite_are_refused():
 
 
 def test_a_validation_split_that_does_not_fit_is_named():
-    with pytest.raises(BadInput, match="On the validation split, after epoch 1: In batch 0 the loss could not be computed"):
+    with pytest.raises(BadInput, match="On the validation split, before the first epoch: In batch 0 the loss could not be computed"):
         finetune(net(), batches(), F.cross_entropy, 1, validation=[(batches()[0][0], torch.full((16,), 9))])
 
 

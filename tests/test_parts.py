@@ -46,3 +46,15 @@ def test_what_is_damaged_is_said(tmp_path: Path) -> None:
     (tmp_path / "out" / FACTS).write_text(json.dumps({"format": "secateur shards 0"}))
     with pytest.raises(BadInput, match="its format is 'secateur shards 0', now it is 'secateur shards 1'"):
         Parts(tmp_path / "out", source, {})
+
+
+def test_a_run_that_has_done_nothing_yet_gives_way(tmp_path: Path) -> None:
+    """It was refused, say for what was asked; then what is asked next has the folder. One that has a part is not overrun."""
+    write_shards(tmp_path / "dense", {"a": torch.ones(2)}, 1)
+    source = stored(tmp_path / "dense")
+    Parts(tmp_path / "out", source, {"amount": 5})
+    parts = Parts(tmp_path / "out", source, {"amount": 0.5})
+    parts.add(0, "a", {"a": torch.zeros(2)}, {})
+    with pytest.raises(BadInput, match=r"belongs to another run: its amount is 0\.5, now it is 0\.6"):
+        Parts(tmp_path / "out", source, {"amount": 0.6})
+    assert Parts(tmp_path / "out", source, {"amount": 0.5}).done == {"a": {}}

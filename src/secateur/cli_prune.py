@@ -43,6 +43,7 @@ from .tree import Scores
 FAR = 10.0  # points that the worst class may fall before it is told
 USUAL = 0.5  # the amount at which halves of the data are compared, where none is asked for
 OF = {"units": "units", "latency": "time", "activations": "peak of the activations", "macs": "MACs"}  # a cost, in a sentence
+KEPT = "No epoch of fine-tuning was better on the validation split than what it began with, which is kept: try more, or another --lr."
 FIRST = "Scores are of the first round, on the dense model; later rounds measured anew on the smaller one."
 
 
@@ -56,6 +57,7 @@ class Found:
     scores: Scores
     history: list[dict[str, float]]
     notes: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()  # below the table
 
 
 def prune_into(asked: Asked, bar: Bar) -> Story:
@@ -105,12 +107,14 @@ def at_once(asked: Asked, given: Given, bar: Bar) -> Found:
     if asked.repair != "none":
         models["repaired"] = now = repaired(now, given.model, given.measuring(asked), plan, asked.repair, bar("repairing"))
     history: list[dict[str, float]] = []
+    said: tuple[str, ...] = ()
     if asked.tune:
         done = tuned(asked, given, now, plan, None, bar("fine-tuning"))
         if done.last_model is not done.model:
             models["tuned, last epoch"] = done.last_model
         models["tuned"], history = done.model, done.history
-    return Found(models, plan, sensitivity, scores, history)
+        said = (KEPT,) if done.best_epoch == 0 else ()
+    return Found(models, plan, sensitivity, scores, history, said=said)
 
 
 def within_drop(asked: Asked, given: Given, plan_at: Callable[[Amount | None], Plan], tell: Tell) -> Plan:
@@ -226,7 +230,7 @@ def told(asked: Asked, given: Given, found: Found, bar: Bar) -> Story:
         )  # fmt: skip
     bar("comparing on the test split")
     table = compare(found.models, given.splits.test, given.metrics, given.example, dense="dense")
-    table = replace(table, notes=(*table.notes, *worst_off(table), *remarks(found.plan)))
+    table = replace(table, notes=(*table.notes, *found.said, *worst_off(table, asked), *remarks(found.plan)))
     notes = [*found.notes, *([CURVE] if curve else [])]
     return story_of(
         found.plan, found.sensitivity, found.scores, table, curve=curve, history=found.history, local=asked.local,
@@ -267,7 +271,7 @@ def nearly_empty(plan: Plan) -> list[str]:
     return [f"Less than a tenth is left of {len(thin)} {'group' if len(thin) == 1 else 'groups'} (group {named}). {way}"]
 
 
-def worst_off(table: Table) -> list[str]:
+def worst_off(table: Table, asked: Asked) -> list[str]:
     """A sentence where the result's worst class is much worse than the dense model's, or never right any more."""
     known = [row for row in table.rows.values() if "worst_class" in row]  # all or none: a loss of the user's own has no classes
     if len(known) < 2:
@@ -276,9 +280,10 @@ def worst_off(table: Table) -> list[str]:
     before, after = 100 * then["worst_class"], 100 * now["worst_class"]
     if before - after <= FAR and (after > 0 or before == 0):
         return []
+    ways = ["less", *(["--tune 5"] if not asked.tune else []), *(["--contexts class --local 0.3"] if asked.contexts != "class" else [])]
     return [
         f"Of its worst class ({now['worst_class_is']:.0f}) the result has {after:.1f} % right, the dense model {before:.1f} % of its own "
-        f"worst ({then['worst_class_is']:.0f}): try less, --tune, or --contexts class --local 0.3."
+        f"worst ({then['worst_class_is']:.0f}): try {', or '.join(ways)}."
     ]
 
 

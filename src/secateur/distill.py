@@ -58,7 +58,7 @@ def objective(loss: Loss, lesson: Lesson | None, device: torch.device) -> Object
             outputs = full(call(model, inputs))
         with torch.no_grad(), watched(teacher, features) as shown:
             truth = full(call(teacher, inputs))
-        value = (1 - a) * number_of(loss, outputs, targets, number)
+        value = (1 - a) * number_of(loss, outputs, targets, number) if a < 1 else torch.zeros((), device=device)
         if a:
             value = value + a * divergence(truth, outputs, lesson.temperature)
         if features and not kept:

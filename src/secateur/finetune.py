@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,21 +39,23 @@ class Tuned:
     """A trained copy, in evaluation mode, and how it went.
 
     model: with the weights of `best_epoch`. last_model: with those of the last epoch; the same model where that was the best.
+    start: with a validation split, the figures that the model had on it before the first epoch.
     history: per epoch: epoch (from 1), loss (mean over the training samples, as minimised), lr, seconds; with a validation split
         validation_loss and, where outputs and targets are those of a classifier, validation_top1 (0..1).
     best_epoch: the one with the highest validation_top1 (ties: lowest validation_loss), or where that is not known the lowest
-        validation_loss; without validation the last.
+        validation_loss; 0 where none was better than the start; without validation the last.
     """
 
     model: nn.Module
     history: list[dict[str, float]]
     best_epoch: int
     last_model: nn.Module
+    start: dict[str, float] = field(default_factory=dict)
 
     @property
     def best(self) -> dict[str, float]:
-        """The figures of the epoch whose weights the model has."""
-        return self.history[self.best_epoch - 1] if self.history else {}
+        """The figures of the epoch whose weights the model has, or of the start."""
+        return [self.start, *self.history][self.best_epoch]
 
     @property
     def last(self) -> dict[str, float]:
@@ -86,13 +88,16 @@ def finetune(
 ) -> Tuned:
     """Train a copy of `model` for `epochs` on the device that `accelerate` finds, and give back its best weights.
 
+    With a validation split these are at least as good there as those that it began with.
+
     data, validation: re-iterable batches of (inputs, targets) or dicts. Order and augmentation that come from torch's random numbers follow
         `seed` and the epoch alone; data with `set_epoch(k)` or `epoch(k)` is told the epoch (see epochs.py).
     optimizer: parameters -> optimizer; otherwise AdamW with learning rate `lr`. One that asks for several passes over a batch gets them: it
         has `first_step` and `second_step` (SAM), or a `step(closure)` that must be given its closure (LBFGS); see stepping.py.
     rates, warmup: every group's rate goes along "cosine" (half of one, to 0), "constant", or a function of the share 0..1 of the run that
         is over, after a rise in equal steps over the share `warmup` of the run (0.1: the first tenth).
-    teacher, distill: with a = distill, minimise (1 - a) L + a T^2 KL(softmax(teacher / T) || softmax(model / T)) (Hinton et al., 2015),
+    teacher, distill: with a = distill, minimise (1 - a) L + a T^2 KL(softmax(teacher / T) || softmax(model / T)) (Hinton et al., 2015; with
+        a = 1 no loss is asked for, so no targets are needed),
         the mean over samples and all positions, padding and labels of -100, too. Classes are dimension 1 of a tensor, as in
         `F.cross_entropy`, and the last of `logits` in a mapping, (samples, classes) or (samples, positions, classes), as in Hugging Face's.
     features, plan: add, for each of these modules (or times its weight), |s - t|^2 / |t|^2 between what it makes in the model and in the
@@ -105,7 +110,7 @@ def finetune(
     stays), Unreadable where the checkpoint is damaged or of another run.
     """
     weighed, rate = weights_of(features), rate_of(rates, warmup)
-    _check(epochs, validation, teacher, distill, temperature, weighed, patience, precision)
+    _check(epochs, validation, optimizer, teacher, distill, temperature, weighed, patience, precision)
     check_modules(weighed, model=model, **({} if teacher is None else {"teacher": teacher}))
     lesson = Lesson(teacher, distill, temperature, weighed, plan) if teacher is not None and (distill or weighed) else None
     home, student = device_of(model), copy.deepcopy(model)
@@ -123,14 +128,17 @@ def finetune(
             "features": weighed, "validation": validation is not None,
         }  # fmt: skip
         history: list[dict[str, float]] = []
-        best = checkpoints.tensors_of(student)
+        best, start = checkpoints.tensors_of(student), dict[str, float]()
+        if validation is not None and epochs:
+            with _named("On the validation split, before the first epoch: "):
+                start = _validate(student, validation, loss, accelerator)
         if folder:
             checkpoints.claim(folder)
             if standing := checkpoints.read(folder, settings, student, stepper.optimizer):
                 history, best = standing.history, standing.best
                 step.resume(standing)
 
-        while len(history) < epochs and not _stopped(history, patience):
+        while len(history) < epochs and not _stopped(history, patience, start):
             epoch, started = len(history) + 1, time.perf_counter()
             batches, size = batches_of(data, epoch - 1, seed)
             if warmup and not size:
@@ -152,7 +160,7 @@ def finetune(
                 with _named(f"On the validation split, after epoch {epoch}: "):
                     figures |= _validate(student, validation, loss, accelerator)
             history.append({**figures, "seconds": time.perf_counter() - started})
-            if best_epoch(history) == epoch:
+            if best_epoch(history, start) == epoch:
                 best = checkpoints.tensors_of(student)
             if folder:
                 checkpoints.write(folder, step.standing(best, history), settings)
@@ -160,23 +168,25 @@ def finetune(
                 progress(epoch * (size or 1), epochs * (size or 1), f"epoch {epoch} of {epochs}, loss {total / samples:.4f}")
     student.zero_grad(set_to_none=True)
     last = student.to(home).eval()
-    if best_epoch(history) == len(history):
-        return Tuned(last, history, len(history), last)
+    number = best_epoch(history, start)
+    if number == len(history):
+        return Tuned(last, history, number, last, start)
     chosen = copy.deepcopy(last)
     checkpoints.fill(chosen, best)
     hold(chosen, masks)
-    return Tuned(chosen, history, best_epoch(history), last)
+    return Tuned(chosen, history, number, last, start)
 
 
-def best_epoch(history: list[dict[str, float]]) -> int:
-    """Which epoch (from 1) validated best; without validation the last."""
+def best_epoch(history: list[dict[str, float]], start: dict[str, float]) -> int:
+    """Which epoch (from 1) validated best; 0 where none was better than the start; without validation the last."""
     if not history or "validation_loss" not in history[-1]:
         return len(history)
-    return 1 + max(range(len(history)), key=lambda i: (history[i].get("validation_top1", 0.0), -history[i]["validation_loss"], -i))
+    figures = [start, *history]
+    return max(range(len(figures)), key=lambda i: (figures[i].get("validation_top1", 0.0), -figures[i]["validation_loss"], -i))
 
 
-def _stopped(history: list[dict[str, float]], patience: int | None) -> bool:
-    return patience is not None and len(history) - best_epoch(history) >= patience
+def _stopped(history: list[dict[str, float]], patience: int | None, start: dict[str, float]) -> bool:
+    return patience is not None and len(history) - best_epoch(history, start) >= patience
 
 
 def _optimizer(model: nn.Module, make: MakeOptimizer | None, lr: float) -> Optimizer:
@@ -250,13 +260,22 @@ def _settings(model: nn.Module, lesson: Lesson | None, masks: Mapping[str, Tenso
 
 
 def _check(
-    epochs: int, validation: object, teacher: object, distill: float, temperature: float, features: Mapping[str, float],
+    epochs: int, validation: object, optimizer: object, teacher: object, distill: float, temperature: float, features: Mapping[str, float],
     patience: int | None, precision: str,
 ) -> None:  # fmt: skip
     if epochs < 0:
         raise BadInput(f"epochs is {epochs}, but must be 0 or more.")
     if not 0 <= distill <= 1:
         raise BadInput(f"distill is {distill}, but must lie in 0..1: it is the teacher's share of the loss.")
+    if optimizer is not None and not callable(optimizer):
+        raise BadInput(
+            f"optimizer is one already, of the class {type(optimizer).__name__}, but it is made for the copy that is trained. "
+            "Give a function, optimizer=lambda values: torch.optim.SGD(values, 0.1)."
+        )
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise BadInput(f"The teacher is of type {type(teacher).__name__}, not a torch.nn.Module. Give the dense model.")
+    if teacher is not None and not distill and not features:
+        raise BadInput("There is a teacher, but nothing that it teaches. Give distill=0.5 or features=, or leave it out.")
     for name, asked in (("distill", distill), ("features", list(features))):
         if asked and teacher is None:
             raise BadInput(f"{name} is {asked}, but there is no teacher. Give teacher=, the dense model.")

@@ -165,7 +165,10 @@ def split_batch(batch: object) -> tuple[object, object]:
         return batch, batch
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
-    raise BadInput(f"A batch must be (inputs, targets) or a dict, but this one is {describe(batch)}. Make the data yield pairs.")
+    raise BadInput(
+        f"A batch must be (inputs, targets) or a dict, but this one is {describe(batch)}. Make the data yield pairs: "
+        "(inputs, None) where there are no targets, and none are looked at."
+    )
 
 
 def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:

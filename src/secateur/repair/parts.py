@@ -51,11 +51,15 @@ class Parts:
             if not path.exists():
                 if any(not entry.name.startswith(f".{FACTS}.") for entry in self.folder.iterdir()):  # but what a kill left
                     raise BadInput(f"{self.folder} is not empty, and no result of prune_shards. Name another folder for the result.")
-                write_text_atomic(path, json.dumps(self.settings, indent=1) + "\n")
+                self.own(path)
             facts = json.loads(path.read_text(encoding="utf-8"))
             (self.folder / PARTS).mkdir(exist_ok=True)
         except (OSError, json.JSONDecodeError) as error:
             raise BadInput(f"{self.folder} cannot be used: {error}. Name another folder for the result.") from error
+        begun = "left" in facts or any((self.folder / PARTS).iterdir())
+        if facts.get("format") == FORMAT and not begun and facts != self.settings:
+            self.own(path)  # that run was refused, or stopped before its first weight
+            return
         for name, now in self.settings.items():
             if facts.get(name) != now:
                 raise BadInput(
@@ -65,6 +69,9 @@ class Parts:
         if "left" in facts:
             self.done, self.left = facts["weights"], facts["left"]
             shutil.rmtree(self.folder / PARTS, ignore_errors=True)  # a kill may have come before that
+
+    def own(self, path: Path) -> None:
+        write_text_atomic(path, json.dumps(self.settings, indent=1) + "\n")
 
     def take(self, path: Path) -> None:
         try:

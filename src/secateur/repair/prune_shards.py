@@ -89,8 +89,8 @@ def prune_shards(
     Raises BadInput, Unreadable for files that are missing or damaged, PlanMismatch where they are not of this model.
     """
     asked = asked_for(structure, amount)
-    if spill is not None and not Path(spill).is_dir():
-        raise BadInput(f"spill={str(spill)!r} is no folder. Make it, on a disk with room for the activations of all batches.")
+    if spill is not None and not (isinstance(spill, (str, Path)) and Path(spill).is_dir()):
+        raise BadInput(f"spill={str(spill)!r} is no folder. Make one, on a disk with room for the activations of all batches.")
     files, pruned = stored(source), built(build)
     names = names_in(pruned, files)
     batches = [split_batch(batch)[0] for batch in data]
