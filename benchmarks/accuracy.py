@@ -222,7 +222,7 @@ def page(rows: list[results.Row]) -> str:
         ours = scores_of(mine, "least squares")
         reached = mean(ours) if ours else target
         short = f", missed by {results.percent(target - reached)}" if reached < target else ", met" if ours else ""
-        goal = f" Asked for: {results.percent(target)}{short}." if case.target else ""
+        goal = f" Target: {results.percent(target)}{short}." if case.target else ""
         about = max(mine, key=lambda row: int(str(row["images"])))
         saved = " fewer MACs" if case.cut.endswith("x") else ""
         parts.append(

@@ -172,13 +172,13 @@ def told(row: results.Row, case: Case) -> str:
         reached = "met" if whole < 60 * MINUTES else f"missed by {whole - 60 * MINUTES} s"
         return (
             f"Random weights, 224 x 224. From the model to the smaller one: {row['seconds']} s, peak {row['MiB']:,} MiB. The whole run, "
-            f"with saving and comparing: {whole} s (asked for: under {MINUTES} minutes, {reached}). {about}"
+            f"with saving and comparing: {whole} s (target: under {MINUTES} minutes, {reached}). {about}"
         )
     dense, last = float(str(row["dense"])), float(str(row["last"]))
     target = case.target if case.target > 0 else dense + case.target
     reached = "met" if last >= target else f"missed by {results.percent(target - last)}"
     return (
-        f"Asked for: {results.percent(target)}, {reached} after {row['epochs']} epochs of {row['epoch_seconds']} s. Before them "
+        f"Target: {results.percent(target)}, {reached} after {row['epochs']} epochs of {row['epoch_seconds']} s. Before them "
         f"{row['seconds']} s to choose and fit. {about}"
     )
 

@@ -380,8 +380,8 @@ def test_the_page_on_repair_says_what_is_met_and_what_was_not_run() -> None:
     rows += [kept("resnet56-90%", "least squares", 0.85, seed, 1024 * (1 + seed)) for seed in (0, 1)]
     rows.append(kept("resnet56-1.5x", "random", 0.6))
     page = accuracy.page(rows)
-    assert "Asked for: 92.80. Tested" in page  # ours was not run
-    assert "Dense: 90.00. Asked for: 91.00, met. Tested on 5,000." in page and "Asked for: 90.00, missed by 5.00." in page
+    assert "Target: 92.80. Tested" in page  # ours was not run
+    assert "Dense: 90.00. Target: 91.00, met. Tested on 5,000." in page and "Target: 90.00, missed by 5.00." in page
     assert "| least squares | 92.00 | 1,024 | 1 | 10 | 500 |" in page and "| random | 50.00 |" in page
     assert "| least squares | 85.00 ± 0.00 | 1,024 and 2,048 | 2 |" in page and accuracy.TRIED["resnet56-90%"] in page
     assert accuracy.TRIED["dscnn-2x"] not in page and "## dscnn" not in page and "dscnn-2x" in page.splitlines()[-1]
@@ -394,7 +394,7 @@ def test_the_page_on_training_judges_the_last_epoch_and_leaves_out_what_was_not_
     one = {"case": "resnet56-70%", "epochs": 3, "epoch_seconds": 5, "dense": 0.93, "pruned": 0.8, "last": 0.915, **about, **sizes}
     other = {"case": "resnet50-70%", "whole_seconds": 310, "MiB": 2000, **about, **sizes, "small_memory": None}
     page = trained.page([one, other])
-    assert "Not run yet: resnet56-2.11x." in page and "Asked for: 92.00, missed by 0.50 after 3 epochs of 5 s." in page
+    assert "Not run yet: resnet56-2.11x." in page and "Target: 92.00, missed by 0.50 after 3 epochs of 5 s." in page
     assert "missed by 10 s" in page and page.count("peak memory of a run") == 1 and "| file, MB | 2.00 | 1.00 | 2.00x |" in page
 
 
