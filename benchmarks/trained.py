@@ -35,7 +35,10 @@ ROWS = results.RESULTS / "trained.json"
 BATCH, EDGE = 128, 4  # images of a step; pixels by which they are shifted at most
 RATE, MOMENTUM, DECAY = 0.02, 0.9, 1e-4
 DISTILL, TEMPERATURE = 0.7, 4.0
-FEATURES = {"layer1": 2.0, "layer2": 2.0, "layer3": 4.0}  # stages, whose outputs keep their width
+RECIPES: dict[str, dict[str, float]] = {  # which modules' outputs are taught beside the logits; stages keep their width
+    "logits": {},
+    "logits and stages": {"layer1": 2.0, "layer2": 2.0, "layer3": 4.0},
+}
 MINUTES = 5  # the most for ResNet-50
 
 
@@ -75,7 +78,7 @@ class Augmented:
             yield x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last), self.y[index]
 
 
-def residual(case: Case, name: str, given: Setting, epochs: int, work: Path, seed: int) -> results.Row:
+def residual(case: Case, name: str, recipe: str, given: Setting, epochs: int, work: Path, seed: int) -> results.Row:
     """Channels inside the blocks; then the training."""
     subject = SUBJECTS["resnet56"](given)
     start = time.perf_counter()
@@ -92,7 +95,8 @@ def residual(case: Case, name: str, given: Setting, epochs: int, work: Path, see
         small.to(memory_format=torch.channels_last), Augmented(*cifar10(given.data, "train")), F.cross_entropy, epochs,
         optimizer=lambda values: torch.optim.SGD(values, RATE, MOMENTUM, weight_decay=DECAY, nesterov=True), warmup=0.02,
         teacher=subject.model.to(memory_format=torch.channels_last), distill=DISTILL, temperature=TEMPERATURE,
-        features=FEATURES, precision="bf16", checkpoint=work / f"{name}-{epochs}-{seed}", seed=seed, progress=say,
+        features=RECIPES[recipe], precision="bf16", checkpoint=work / f"{name}-{recipe.replace(' ', '-')}-{epochs}-{seed}", seed=seed,
+        progress=say,
     )  # fmt: skip
     spent = sum(row["seconds"] for row in tuned.history)
     last = tuned.last_model.to(memory_format=torch.contiguous_format)
@@ -107,7 +111,7 @@ def residual(case: Case, name: str, given: Setting, epochs: int, work: Path, see
     }
 
 
-def whole(case: Case, name: str, given: Setting, epochs: int, work: Path, seed: int) -> results.Row:
+def whole(case: Case, given: Setting, seed: int) -> results.Row:
     """Random weights, random images: what it takes."""
     need_torchvision()
     import torchvision
@@ -148,20 +152,22 @@ def page(rows: list[results.Row]) -> str:
         "Written by `python benchmarks/trained.py`; rows in `benchmarks/results/trained.json`. Channels go by `gradient_activation` per "
         "cost (of ResNet-56 those inside blocks), what is left is fitted by least squares, and, of ResNet-56, trained on "
         f"CIFAR-10's 50,000 training images, shifted and mirrored: SGD, rate {RATE} along a cosine, momentum {MOMENTUM}, decay {DECAY}, "
-        f"{DISTILL:.0%} of the loss from the dense network's logits at temperature {TEMPERATURE:.0f}, and, times "
-        f"{', '.join(f'{weight:.0f}' for weight in FEATURES.values())}, what the outputs of its three stages lack of the dense network's, "
-        "in bfloat16. Top-1 in % on the 10,000 test images, which no unit and no weight was chosen by: after the last epoch, not the best "
-        "one. The recipe was settled on a ResNet-20 of half the MACs in four epochs, by its test images: rates of half and of two and a "
-        "half times as much, no features, and mixed images with the logits alone all kept less. (Of a ResNet-56 at 2.11x DepGraph, Fang et "
+        f"{DISTILL:.0%} of the loss from the dense network's logits at temperature {TEMPERATURE:.0f}, in bfloat16; *stages*: and, times "
+        f"{', '.join(f'{weight:.0f}' for weight in RECIPES['logits and stages'].values())}, what the outputs of its three stages lack of "
+        "the dense network's. Top-1 in % on the 10,000 test images, which no unit and no weight was chosen by: after the last epoch, not "
+        "the best one. Tried beside it on a ResNet-20 of half the MACs, in four epochs, by its test images: rates of half and of two and a "
+        "half times as much, and mixed images with the logits alone, all of which kept less. (Of a ResNet-56 at 2.11x DepGraph, Fang et "
         "al., 2023, reports 93.77 after 200 epochs.)",
     ]
     for name, case in CASES.items():
-        row = next((row for row in rows if row["case"] == name), None)
-        if row is None:
+        mine = [row for row in rows if row["case"] == name]
+        if not mine:
             parts.append(f"Not run yet: {name}.")
-            continue
-        parts.append(f"## {name.partition('-')[0]}, {case.amount:.0%} of its {NAMES.get(case.of, case.of)} removed\n\n{told(row, case)}")
-        parts.append(results.table(("", "dense", "smaller", ""), lines(row)))
+        for row in mine:
+            recipe = f", trained by {row['recipe']}" if "recipe" in row else ""
+            removed = f"{case.amount:.0%} of its {NAMES.get(case.of, case.of)} removed"
+            parts.append(f"## {name.partition('-')[0]}, {removed}{recipe}\n\n{told(row, case)}")
+            parts.append(results.table(("", "dense", "smaller", ""), lines(row)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -209,6 +215,7 @@ QUANTITIES = (
 def main() -> int:
     parser = results.options(__doc__, data=results.DATA, images=1024, test=10_000, seed=0, threads=2, epochs=10)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="of the training of a ResNet-56")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "secateur-trained", help="where epochs are kept")
     parser.add_argument("--table", action="store_true", help="only rewrite docs/trained.md")
     given = parser.parse_args()
@@ -221,13 +228,17 @@ def main() -> int:
         if net in SUBJECTS and (why := absent(net, given.data)):
             print(f"{name} is left out: {why}", file=sys.stderr)
             continue
-        images = given.images if net in SUBJECTS else 64
-        way = residual if net in SUBJECTS else whole
-        found = way(CASES[name], name, Setting(given.data, images=images, test=given.test), given.epochs, given.work, given.seed)
-        row = {**results.origin(), "case": name, "seed": given.seed, "images": images, **found}
-        rows = [*(old for old in rows if old["case"] != name), row]
-        results.write(ROWS, rows)
-        print(row, flush=True)
+        for recipe in given.recipes if net in SUBJECTS else [None]:
+            setting = Setting(given.data, images=64 if recipe is None else given.images, test=given.test)
+            about: results.Row = {"case": name, **({"recipe": recipe} if recipe else {})}
+            if recipe is None:
+                found = whole(CASES[name], setting, given.seed)
+            else:
+                found = residual(CASES[name], name, recipe, setting, given.epochs, given.work, given.seed)
+            row = {**results.origin(), **about, "seed": given.seed, "images": setting.images, **found}
+            rows = [*(old for old in rows if any(old.get(key) != about.get(key) for key in ("case", "recipe"))), row]
+            results.write(ROWS, rows)
+            print(row, flush=True)
     results.write_text(results.DOCS / "trained.md", page(rows))
     return 0
 

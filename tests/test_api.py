@@ -92,6 +92,11 @@ def test_bad_arguments_say_so(options, error, words):
         sc.prune(residual(), data[0][0], data, F.cross_entropy, **options)
 
 
+def test_data_that_is_none_is_told():
+    with pytest.raises(sc.BadInput, match="data is of type NoneType"):
+        sc.prune(residual(), batches(1)[0][0], None, F.cross_entropy, amount=0.5)
+
+
 @pytest.mark.parametrize("repair", ["least-squares", "statistics", "moments", None])
 def test_data_that_can_be_read_once_will_do_where_nothing_is_repaired(repair):
     data, read = batches(2), []

@@ -393,8 +393,9 @@ def test_the_page_on_training_judges_the_last_epoch_and_leaves_out_what_was_not_
     about = {"commit": "abc1234", "machine": "a machine", "seed": 0, "images": 64, "seconds": 20}
     one = {"case": "resnet56-70%", "epochs": 3, "epoch_seconds": 5, "dense": 0.93, "pruned": 0.8, "last": 0.915, **about, **sizes}
     other = {"case": "resnet50-70%", "whole_seconds": 310, "MiB": 2000, **about, **sizes, "small_memory": None}
-    page = trained.page([one, other])
+    page = trained.page([{**one, "recipe": "logits"}, other])
     assert "Not run yet: resnet56-2.11x." in page and "Target: 92.00, missed by 0.50 after 3 epochs of 5 s." in page
+    assert "removed, trained by logits\n" in page and page.count("trained by") == 1
     assert "missed by 10 s" in page and page.count("peak memory of a run") == 1 and "| file, MB | 2.00 | 1.00 | 2.00x |" in page
 
 

@@ -250,7 +250,9 @@ def named_repair(name: str | None) -> str | None:
 
 
 def readable_again(data: Iterable[object], repair: str | None) -> None:
-    """Raises BadInput where there is a repair, but nothing to repair by once the data has been measured on; or no such repair."""
+    """Raises BadInput where there is a repair, but nothing to repair by once the data has been measured on; or no such repair, or data."""
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise BadInput(f"The data is of type {type(data).__name__}, and gives no batches. Give a list or a loader of (inputs, targets).")
     if named_repair(repair) is not None and isinstance(data, Iterator):
         raise BadInput("The data can be read only once (it is an iterator), but the repair reads it again. Give a list, or repair=None.")
 

@@ -170,6 +170,11 @@ def check(asked: Asked) -> None:
     for option, given in (("sensitivity", asked.sensitivity), ("enough", asked.enough)):
         if asked.gradual and given is not None:
             raise BadInput(f"A gradual schedule measures anew in every round. Leave --{option} out, or give --schedule one-shot.")
+    for option in ("lr", "warmup", "distill", "features"):
+        if option in asked.given and not asked.tune:
+            raise BadInput(f"--{option} is of the fine-tuning, of which there is none. Add --tune 5, or leave it out.")
+    if "steps" in asked.given and not asked.gradual:
+        raise BadInput("--steps counts the rounds of a gradual schedule. Add --schedule linear, or leave it out.")
     if asked.curves is not None:
         check_curves(asked)
     if asked.sensitivity is not None:
