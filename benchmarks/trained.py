@@ -156,9 +156,9 @@ def page(rows: list[results.Row]) -> str:
         f"{', '.join(f'{weight:.0f}' for weight in RECIPES['logits and stages'].values())}, what the outputs of its three stages lack of "
         "the dense network's. Top-1 in % on the 10,000 test images, which no unit and no weight was chosen by: after the last epoch, not "
         "the best one. Tried beside it on a ResNet-20 of half the MACs, in four epochs, by its test images: rates of half and of two and a "
-        "half times as much, and mixed images with the logits alone, all of which kept less. Where a target is missed, both recipes miss it, "
-        "and the loss still fell in the last epochs: more of them are the first thing to try (of a ResNet-56 at 2.11x DepGraph, Fang et al., "
-        "2023, reports 93.77 after 200). Seconds and milliseconds are of a machine that did other work, too.",
+        "half times as much, and mixed images with the logits alone, all of which kept less. Where a target is missed, both recipes miss "
+        "it, and the loss still fell in the last epochs: more of them are the first thing to try (of a ResNet-56 at 2.11x DepGraph, Fang "
+        "et al., 2023, reports 93.77 after 200). Seconds and milliseconds are of a machine that did other work, too.",
     ]
     for name, case in CASES.items():
         mine = [row for row in rows if row["case"] == name]
