@@ -220,6 +220,22 @@ def test_what_no_epoch_made_better_stays():
     assert F.cross_entropy(model(x), y).item() == pytest.approx(wrecked.start["validation_loss"], rel=1e-5)
 
 
+def test_a_teacher_alone_needs_no_targets():
+    """As a loss of 0 beside it gives."""
+    data, given = [(x, None) for x, _ in batches()], {"teacher": net(), "distill": 1.0}
+    student = net()
+    with torch.no_grad():
+        student[0].weight.mul_(0.5)
+
+    def refused(outputs, targets):
+        raise AssertionError("it is not asked for")
+
+    alone = finetune(student, data, refused, 3, lr=1e-2, **given)
+    beside = finetune(student, batches(), lambda outputs, targets: outputs.sum() * 0, 3, lr=1e-2, **(given | {"distill": 0.999999}))
+    assert alone.history[-1]["loss"] < alone.history[0]["loss"]
+    assert alone.history[-1]["loss"] == pytest.approx(beside.history[-1]["loss"], rel=1e-3)
+
+
 def test_an_optimizer_that_is_made_and_a_teacher_that_teaches_nothing_are_told():
     given = (net(), batches(), F.cross_entropy, 1)
     with pytest.raises(BadInput, match=r"one already, of the class SGD.* Give a function"):
