@@ -30,7 +30,6 @@ from ..floors import floors, of_group
 from ..flows.reading import Halting, Made, Reading, Readings, matrix_of
 from ..flows.watch import Call
 from ..resume import digest
-from ..structure.cut import twin
 from ..structure.kinds import SIZED, block_of, n_of_m_in, refuse_amount
 from ..structure.structure import Group
 from ..task import call, evaluating, running_on, seeded, split_batch
@@ -39,7 +38,7 @@ from .choose import Asked, mask_for
 from .least_squares import refit
 from .lockstep import running
 from .parts import Parts, Told
-from .side_by_side import Met, meeting, taker
+from .side_by_side import Met, meeting, original, taker
 from .spill import Spill, Spilling
 from .stored import stored
 from .streamed import Loading, Shelf, built, names_in, with_buffers
@@ -131,7 +130,7 @@ def fill(
 ) -> dict[str, str]:  # fmt: skip
     """Fit what is not fitted yet; which weights stay whole, and why."""
     buffers = dict(pruned.named_buffers())
-    dense = twin(pruned, lambda name, value: value.clone() if name in buffers else value)
+    dense = original(pruned)
     with_buffers(dense, names, parts.source.read)
     with_buffers(pruned, names, parts.read)
     shelf, other = Shelf(pruned, lambda name: parts.read(names[name][0])), Shelf(dense, lambda name: parts.source.read(names[name][0]))
@@ -140,12 +139,11 @@ def fill(
         for name in groups:
             parts.source.type(names[name][0])  # or it is refused, before anything is done
         todo = {call: reading for call, reading in found.items() if reading.weight not in parts.done}
-        both, count = ((pruned, shelf), (dense, other)), len(batches)
+        count = len(batches)
         spills = [None if spill is None else Spill(files.enter_context(TemporaryFile(dir=spill))) for _ in range(2 * count)]
+        runs_of = [(one, own, *pair) for one, own in ((pruned, shelf), (dense, other)) for pair in enumerate(batches)]
         bodies = [
-            partial(halting, own.beside(one), own, todo, spills[first + number], number, inputs)
-            for first, one, own in ((0, *both[0]), (count, *both[1]))
-            for number, inputs in enumerate(batches)
+            partial(halting, own.beside(one), own, todo, its, number, inputs) for its, (one, own, number, inputs) in zip(spills, runs_of)
         ]
         with running(bodies if todo else []) as runs:
 

@@ -247,9 +247,9 @@ def meeting(
         if made is None or wanted is None or made.reading != wanted.reading or (met and met.reading != made.reading):
             raise BadInput(f"The model calls its weights in another order for some inputs, or some of them not at all. {WAY_OUT}")
         total = of_less(wanted, left)
-        if made.out.shape != total.shape and left:
-            continue
         if made.out.shape != total.shape:
+            if left:
+                continue
             where = f"What {made.reading.weight} makes has other sizes once units are removed (what it reads may be routed)."
             raise BadInput(f"{where} {WAY_OUT}")
         some = made.drawn(ROWS // len(pruned), number)

@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import BadInput, PlanMismatch
 from ..flows.watch import Watch
-from ..structure.cut import tensors_in, twin
+from ..structure.cut import tensors_in
 from ..task import each
+from .side_by_side import shared
 from .stored import Stored
 
 TOLD = {"shape", "dtype", "ndim", "layout", "requires_grad", "is_leaf", "is_sparse", "is_quantized", "is_nested", "size", "dim", "numel",
@@ -70,7 +71,7 @@ class Shelf:
 
     def beside(self, model: nn.Module) -> nn.Module:
         """Another one that has the same parameters, and modules of its own."""
-        again = twin(model, lambda name, value: value)
+        again = shared(model)
         self.names |= {id(value): name for name, value in again.named_parameters()}
         return again
 
